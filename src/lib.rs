@@ -1,0 +1,8 @@
+//! Quorate: a strongly consistent, replicated key-value store that speaks the etcd v3 API.
+
+pub mod limits;
+pub mod pb;
+pub mod raft;
+pub mod state;
+pub mod storage;
+pub mod wal;

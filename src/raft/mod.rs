@@ -1,0 +1,3 @@
+//! Consensus: the only folder that names openraft.
+
+pub mod types;

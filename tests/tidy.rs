@@ -1,0 +1,1 @@
+//! Style rules that a test can check.
