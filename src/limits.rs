@@ -1,5 +1,7 @@
 //! Every bound of the system in one place, with what happens when it is reached.
 
+use std::time::Duration;
+
 /// Largest number of commands in one raft entry; more wait for the next entry.
 pub const PROPOSAL_COMMANDS_MAX: usize = 1024;
 
@@ -14,3 +16,82 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// Default of `--max-txn-ops`: a Txn with more compares or operations is refused.
 pub const TXN_OPS_MAX_DEFAULT: usize = 128;
+
+/// What a log entry adds around one command; etcd counts its own envelope likewise.
+pub const COMMAND_OVERHEAD_BYTES: usize = 16;
+
+/// Entries that one member has under way at once; more commands wait and share the next entry.
+pub const PROPOSALS_IN_FLIGHT_MAX: usize = 4;
+
+/// Commands that wait for an entry; beyond it a write gets `too many requests`.
+pub const PROPOSALS_QUEUED_MAX: usize = 100_000;
+
+/// Bytes of commands that wait for an entry; beyond it a write gets `too many requests`.
+pub const PROPOSALS_QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How long a write that certainly reached no log waits for news of a leader before it tries again.
+pub const PROPOSE_RETRY: Duration = Duration::from_millis(100);
+
+/// How often requests are checked for having waited too long.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A read round that failed is tried again after this.
+pub const READ_RETRY: Duration = Duration::from_millis(50);
+
+/// Largest message between members: a full entry with room for the largest request.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 1 << 30;
+
+/// A member that does not accept a connection within this is unreachable.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// HTTP/2 pings to other members, also on idle connections.
+pub const PEER_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A connection whose ping stays unanswered for this is dropped.
+pub const PEER_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Flow-control window of one stream between members.
+pub const PEER_STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Flow-control window of one connection between members.
+pub const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// An append that a follower has not acknowledged for this breaks the stream, so that a hung
+/// follower never holds the log back without bound.
+pub const APPEND_ACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Appends under way to one follower; more wait in openraft.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// Bytes that may wait for the storage; beyond it applying pauses, and with it, soon, proposing.
+pub const STORAGE_BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Size of a snapshot frame on the wire.
+pub const SNAPSHOT_FRAME_BYTES: usize = 512 * 1024;
+
+/// A sender of a snapshot that is silent for this is given up.
+pub const SNAPSHOT_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often it is checked whether a checkpoint is due.
+pub const CHECKPOINT_POLL: Duration = Duration::from_millis(500);
+
+/// Longest time between two checkpoints of a state that changes.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Log kept for followers that lag; beyond it they get a snapshot.
+pub const LOG_RETAINED_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// One attempt at a read round; etcd asks again after the same time.
+pub const READ_ROUND_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Index entries that one step of a compaction looks at while it holds the state.
+pub const COMPACTION_STEP_KEYS: usize = 500;
+
+/// Records that one step of a hash looks at while it holds the state.
+pub const HASH_STEP_RECORDS: usize = 1000;
+
+/// Parts of a streamed answer that wait for the client; then reading pauses.
+pub const STREAM_PARTS_MAX: usize = 2;
+
+/// Keys in the first part of a RangeStream, as in etcd.
+pub const STREAM_FIRST_PART_KEYS: i64 = 10;

@@ -1,3 +1,76 @@
 //! Consensus: the only folder that names openraft.
+//!
+//! A member's writes become entries of one replicated log. openraft decides (elections, what is
+//! committed, whom to send what); this folder gives it a disk ([`log_store`] over [`crate::wal`]), a
+//! network ([`network`], [`service`]) and a state machine, and gives the rest of the member a small
+//! [`Node`]: propose an entry, run a read round, hand leadership over.
+//!
+//! ```text
+//!   member ── write/read_index ──► Node ──► openraft ──► LogStore ──► wal
+//!      ▲                                      │  ▲
+//!      │ Observer                             ▼  └── Network / PeerService ── other members
+//!      └────────────────────────────── StateMachine ──► state::State
+//! ```
+//!
+//! Outcomes of commands do not travel through openraft. Every member applies every entry, computes
+//! every outcome, and tells its [`Observer`], which knows the clients that wait.
+//!
+//! **Invariants:** nothing is applied that is not on this member's disk; a write is retried only if
+//! it certainly reached no log; every call between members carries and checks their identity.
 
+use crate::state::{Applied, State};
+use crate::storage::SledBackend;
+
+pub mod codec;
+pub mod log_store;
+mod network;
+mod node;
+pub mod peers;
+mod service;
+mod shared;
+mod snapshot;
+mod state_machine;
 pub mod types;
+mod wire;
+
+pub use node::{Leadership, Node, NodeOptions, NodeParts, StartError};
+pub use service::{Forwarded, PeerService};
+pub use shared::{Shared, SoleVoter};
+pub use snapshot::{Live, SnapshotData, Staged};
+
+/// The state as a member keeps it.
+pub type Store = State<SledBackend>;
+
+/// Names a group of commands: who gathered it, in which life, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupId {
+    /// The member whose clients wait.
+    pub origin: u64,
+    /// The origin's life.
+    pub epoch: u64,
+    /// The group's number in that life.
+    pub sequence: u64,
+}
+
+/// Who wants to know what raft does. Called on the raft thread; must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// A group was applied, with one outcome for each of its commands.
+    fn applied(&self, group: GroupId, outcomes: Vec<Applied>);
+    /// The state was replaced by a snapshot.
+    fn installed(&self);
+    /// Another member leads, or none.
+    fn leader_changed(&self, leader: Option<u64>);
+    /// The node cannot go on; the process must exit.
+    fn fatal(&self, reason: &str);
+}
+
+/// Why an entry was not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteError {
+    /// It certainly reached no log; it may be proposed again.
+    NotAppended,
+    /// It may or may not be applied one day.
+    Unknown,
+    /// This member is stopping.
+    Stopped,
+}

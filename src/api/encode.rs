@@ -1,0 +1,138 @@
+//! Answers of the KV service, written straight into the frame.
+//!
+//! The state hands out pairs that are encoded already, so an answer is a header and a copy. Field
+//! numbers are those of `proto/etcd/rpc.proto`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
+
+use super::grpc::FrameBuilder;
+use crate::pb::etcdserverpb::ResponseHeader;
+use crate::state::{PutAnswer, RangeAnswer, Response, TxnAnswer};
+
+/// Room for a header and the small fields beside it.
+const SMALL_FIELDS_BYTES: usize = 96;
+
+/// The framed answer of a write or a Txn.
+pub(crate) fn response(header: &ResponseHeader, response: &Response) -> Bytes {
+    match response {
+        Response::Range(answer) => range(header, answer),
+        Response::Put(PutAnswer { prev_kv: None }) | Response::Compact | Response::PublishMember => {
+            let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
+            put_header(frame.buffer(), header);
+            frame.finish()
+        }
+        _ => {
+            let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
+            put_header(frame.buffer(), header);
+            put_response(frame.buffer(), response);
+            frame.finish()
+        }
+    }
+}
+
+/// The framed answer of a Range.
+pub(crate) fn range(header: &ResponseHeader, answer: &RangeAnswer) -> Bytes {
+    let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES + answer.kvs.len());
+    put_header(frame.buffer(), header);
+    put_range(frame.buffer(), answer);
+    frame.finish()
+}
+
+/// The framed answer of a Txn.
+pub(crate) fn txn(header: &ResponseHeader, answer: &TxnAnswer) -> Bytes {
+    let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
+    put_header(frame.buffer(), header);
+    put_txn(frame.buffer(), answer);
+    frame.finish()
+}
+
+/// One framed part of a RangeStream; all but the last part carry pairs only.
+pub(crate) fn range_part(header: Option<&ResponseHeader>, answer: &RangeAnswer) -> Bytes {
+    let mut body = BytesMut::with_capacity(SMALL_FIELDS_BYTES + answer.kvs.len());
+    match header {
+        Some(header) => {
+            put_header(&mut body, header);
+            put_range(&mut body, answer);
+        }
+        None => body.extend_from_slice(&answer.kvs),
+    }
+    let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES + body.len());
+    put_message(frame.buffer(), 1, &body);
+    frame.finish()
+}
+
+/// Everything of `response` after its header.
+fn put_response(out: &mut BytesMut, response: &Response) {
+    match response {
+        Response::Put(answer) => {
+            if let Some(prev_kv) = &answer.prev_kv {
+                put_message(out, 2, prev_kv);
+            }
+        }
+        Response::DeleteRange(answer) => {
+            put_int(out, 2, answer.deleted);
+            for prev_kv in &answer.prev_kvs {
+                put_message(out, 3, prev_kv);
+            }
+        }
+        Response::Range(answer) => put_range(out, answer),
+        Response::Txn(answer) => put_txn(out, answer),
+        Response::Compact | Response::PublishMember => {}
+    }
+}
+
+fn put_range(out: &mut BytesMut, answer: &RangeAnswer) {
+    out.extend_from_slice(&answer.kvs);
+    put_int(out, 3, i64::from(answer.more));
+    put_int(out, 4, answer.count);
+}
+
+fn put_txn(out: &mut BytesMut, answer: &TxnAnswer) {
+    put_int(out, 2, i64::from(answer.succeeded));
+    // As in etcd: the headers of operations inside a Txn hold only the revision.
+    let header = ResponseHeader { revision: answer.revision, ..ResponseHeader::default() };
+    for response in &answer.responses {
+        let field = match response {
+            Response::Range(_) => 1,
+            Response::Put(_) => 2,
+            Response::DeleteRange(_) => 3,
+            Response::Txn(_) => 4,
+            Response::Compact | Response::PublishMember => continue,
+        };
+        let mut operation = BytesMut::with_capacity(SMALL_FIELDS_BYTES);
+        put_header(&mut operation, &header);
+        put_response(&mut operation, response);
+        let length = operation.len();
+        put_key(out, 3);
+        encode_varint((1 + encoded_len_varint(length as u64) + length) as u64, out);
+        put_message(out, field, &operation);
+    }
+}
+
+fn put_header(out: &mut BytesMut, header: &ResponseHeader) {
+    put_key(out, 1);
+    encode_varint(header.encoded_len() as u64, out);
+    header.encode_raw(out);
+}
+
+/// A length-delimited field.
+fn put_message(out: &mut BytesMut, field: u8, message: &[u8]) {
+    put_key(out, field);
+    encode_varint(message.len() as u64, out);
+    out.extend_from_slice(message);
+}
+
+fn put_key(out: &mut BytesMut, field: u8) {
+    const LENGTH_DELIMITED: u8 = 2;
+    out.put_u8(field << 3 | LENGTH_DELIMITED);
+}
+
+/// A varint field; zero is left out, as proto3 wants.
+fn put_int(out: &mut BytesMut, field: u8, value: i64) {
+    if value != 0 {
+        out.put_u8(field << 3);
+        encode_varint(value.cast_unsigned(), out);
+    }
+}

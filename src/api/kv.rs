@@ -1,0 +1,201 @@
+//! The KV service: shape checks, then a proposal or a read, then the answer's bytes.
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::status::{Code, Status};
+use super::{Api, encode, grpc};
+use crate::limits;
+use crate::member::Error;
+use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::pb::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
+};
+use crate::pb::quorate::command::command::Body as Command;
+use crate::state::{RangeAnswer, RangePlan, TxnAnswer, check, txn};
+
+impl Api {
+    pub(super) async fn put(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: PutRequest = grpc::decode(message)?;
+        check::put(&request)?;
+        self.write(Command::Put(request)).await
+    }
+
+    pub(super) async fn delete_range(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: DeleteRangeRequest = grpc::decode(message)?;
+        check::delete_range(&request)?;
+        self.write(Command::DeleteRange(request)).await
+    }
+
+    pub(super) async fn compact(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: CompactionRequest = grpc::decode(message)?;
+        check::compact(&request)?;
+        let (revision, physical) = (request.revision, request.physical);
+        let answer = self.write(Command::Compact(request)).await?;
+        if physical {
+            self.member.compaction_finished(revision).await;
+        }
+        Ok(answer)
+    }
+
+    /// A Txn goes through the log, unless it only reads.
+    pub(super) async fn txn(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: TxnRequest = grpc::decode(message)?;
+        check::txn(&request, self.member.options().txn_ops_max)?;
+        if !txn::is_read_only(&request) {
+            return self.write(Command::Txn(request)).await;
+        }
+        if !txn::is_serializable(&request) {
+            self.member.read_barrier(&self.shard).await?;
+        }
+        let (answer, revision) = self.read_txn(request).await?;
+        Ok(encode::txn(&self.member.header(revision), &answer))
+    }
+
+    async fn read_txn(&self, request: TxnRequest) -> Result<(TxnAnswer, i64), Status> {
+        let member = self.member.clone();
+        // Values that are not in memory come from the disk, which may take its time.
+        let read = tokio::task::spawn_blocking(move || {
+            let state = member.state();
+            let revision = state.revision();
+            state.read_txn(&request).map(|answer| answer.map(|answer| (answer, revision)))
+        });
+        let answer = read.await.map_err(|panic| internal(&panic))?.map_err(Error::from)?;
+        Ok(answer?)
+    }
+
+    async fn write(&self, command: Command) -> Result<Bytes, Status> {
+        let applied = self.member.propose(&self.shard, command).await?;
+        let response = applied.outcome?;
+        Ok(encode::response(&self.member.header(applied.revision), &response))
+    }
+
+    pub(super) async fn range(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: RangeRequest = grpc::decode(message)?;
+        check::range(&request)?;
+        if !request.serializable {
+            self.member.read_barrier(&self.shard).await?;
+        }
+        let (plan, revision) = self.plan(&request)?;
+        let answer = self.finish(plan).await?;
+        Ok(encode::range(&self.member.header(revision), &answer))
+    }
+
+    fn plan(&self, request: &RangeRequest) -> Result<(RangePlan, i64), Status> {
+        let state = self.member.state();
+        Ok((state.range(request)?, state.revision()))
+    }
+
+    /// The answer of `plan`: at once if all values are in memory, else off the serving thread.
+    async fn finish(&self, plan: RangePlan) -> Result<RangeAnswer, Status> {
+        if plan.is_hot() {
+            let state = self.member.state();
+            return Ok(plan.finish(state.backend()).map_err(Error::from)?);
+        }
+        let member = self.member.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let backend = member.state().backend().clone();
+            plan.finish(&backend)
+        });
+        Ok(read.await.map_err(|panic| internal(&panic))?.map_err(Error::from)?)
+    }
+
+    /// A Range whose answer comes in parts; merging them gives what Range answers.
+    pub(super) async fn range_stream(
+        &self,
+        message: Bytes,
+    ) -> Result<mpsc::Receiver<Result<Bytes, Status>>, Status> {
+        let request: RangeRequest = grpc::decode(message)?;
+        check::range(&request)?;
+        check_streamable(&request)?;
+        if !request.serializable {
+            self.member.read_barrier(&self.shard).await?;
+        }
+        let (parts, receiver) = mpsc::channel(limits::STREAM_PARTS_MAX);
+        let api = self.clone();
+        crate::tasks::spawn("range-stream", async move {
+            if let Err(status) = api.send_parts(request, &parts).await {
+                // A client that went away needs no status.
+                drop(parts.send(Err(status)).await);
+            }
+        });
+        Ok(receiver)
+    }
+
+    async fn send_parts(
+        &self,
+        mut request: RangeRequest,
+        parts: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<(), Status> {
+        let latest = self.member.state().revision();
+        let header = self.member.header(latest);
+        if request.revision <= 0 {
+            request.revision = latest;
+        }
+        let (mut keys, mut left) = (limits::STREAM_FIRST_PART_KEYS, request.limit);
+        let mut count = None;
+        loop {
+            request.limit = if left > 0 { left.min(keys) } else { keys };
+            let (plan, _) = self.plan(&request)?;
+            let next_key = plan.last_key().map(|key| [key, &[0]].concat());
+            let mut answer = self.finish(plan).await?;
+            let total = *count.get_or_insert(answer.count);
+            let sent = i64::try_from(answer.len).unwrap_or(i64::MAX);
+            left -= left.min(sent);
+            let more = answer.more && (request.limit == keys || left > 0);
+            let last = request.count_only || !answer.more || (left == 0 && request.limit < keys);
+            let bytes = answer.kvs.len();
+            answer.count = total;
+            let part = encode::range_part(last.then_some(&header), &answer);
+            if parts.send(Ok(part)).await.is_err() || last {
+                return Ok(());
+            }
+            debug_assert!(more, "a part that is not the last has a successor");
+            let Some(next_key) = next_key else { return Ok(()) };
+            request.key = next_key.into();
+            keys = next_part_keys(keys, bytes, self.part_bytes_max());
+        }
+    }
+
+    fn part_bytes_max(&self) -> usize {
+        self.member.options().request_bytes_max
+    }
+}
+
+/// As in etcd: parts double while they are small and halve when they grow too large.
+fn next_part_keys(keys: i64, bytes: usize, bytes_max: usize) -> i64 {
+    if bytes < bytes_max / 2 {
+        keys * 2
+    } else if bytes > bytes_max {
+        (keys / 2).max(1)
+    } else {
+        keys
+    }
+}
+
+/// As in etcd: only the natural order and no filters can be streamed.
+fn check_streamable(request: &RangeRequest) -> Result<(), Status> {
+    let natural = request.sort_target == SortTarget::Key as i32
+        && (request.sort_order == SortOrder::None as i32
+            || request.sort_order == SortOrder::Ascend as i32);
+    if !natural {
+        let text = "RangeStream does not support custom sort orders";
+        return Err(Status::new(Code::Unimplemented, text));
+    }
+    let filtered = [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ];
+    if filtered.iter().any(|revision| *revision != 0) {
+        let text = "RangeStream does not support revision filters";
+        return Err(Status::new(Code::Unimplemented, text));
+    }
+    Ok(())
+}
+
+fn internal(panic: &tokio::task::JoinError) -> Status {
+    Status::new(Code::Internal, panic.to_string())
+}
+

@@ -1,0 +1,113 @@
+//! Maintenance, Cluster and health, as far as they are built: Status, HashKV, MemberList, Check.
+
+use bytes::Bytes;
+
+use super::status::{Code, Status};
+use super::{Api, grpc};
+use crate::limits;
+use crate::member::Error;
+use crate::pb::etcdserverpb::{
+    DowngradeInfo, HashKvRequest, HashKvResponse, Member as MemberMessage, MemberListRequest,
+    MemberListResponse, ResponseHeader, StatusRequest, StatusResponse,
+};
+use crate::release;
+use crate::state::{HashAnswer, HashJob};
+use crate::storage::Backend;
+
+impl Api {
+    /// This member's own view; works without a leader.
+    pub(super) fn status(&self, message: Bytes) -> Result<Bytes, Status> {
+        let _: StatusRequest = grpc::decode(message)?;
+        let node = self.member.node();
+        let leadership = node.leadership();
+        let (revision, size, in_use) = {
+            let state = self.member.state();
+            let size = state.backend().size_bytes();
+            (state.revision(), size, state.size_in_use())
+        };
+        let mut errors = Vec::new();
+        if leadership.leader.is_none() {
+            errors.push(Error::NoLeader.to_string());
+        }
+        Ok(grpc::encode(&StatusResponse {
+            header: Some(self.member.header(revision)),
+            version: release::ETCD_VERSION.to_owned(),
+            db_size: size.cast_signed(),
+            db_size_in_use: in_use.min(size).cast_signed(),
+            db_size_quota: self.member.options().quota_bytes,
+            leader: leadership.leader.unwrap_or(0),
+            raft_index: node.committed_index(),
+            raft_term: leadership.term,
+            raft_applied_index: node.shared().applied_index(),
+            errors,
+            is_learner: leadership.is_learner,
+            storage_version: release::STORAGE_VERSION.to_owned(),
+            downgrade_info: Some(DowngradeInfo { enabled: false, target_version: String::new() }),
+        }))
+    }
+
+    /// The checksum of the history up to a revision, equal on all members.
+    pub(super) async fn hash_kv(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: HashKvRequest = grpc::decode(message)?;
+        let member = self.member.clone();
+        let job = HashJob::new(&member.state(), request.revision)?;
+        let hashed = tokio::task::spawn_blocking(move || {
+            let mut job = job;
+            loop {
+                let step = job.step(&member.state(), limits::HASH_STEP_RECORDS);
+                match step {
+                    Ok(None) => {}
+                    Ok(Some(answer)) => return Ok(answer),
+                    Err(error) => return Err(error),
+                }
+            }
+        });
+        let answer: HashAnswer = hashed
+            .await
+            .map_err(|panic| Status::new(Code::Internal, panic.to_string()))?
+            .map_err(Error::from)?;
+        let revision = self.member.state().revision();
+        Ok(grpc::encode(&HashKvResponse {
+            header: Some(self.member.header(revision)),
+            hash: answer.hash,
+            compact_revision: answer.compact_revision,
+            hash_revision: answer.hash_revision,
+        }))
+    }
+
+    /// The members as raft and their own announcements know them.
+    pub(super) async fn member_list(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: MemberListRequest = grpc::decode(message)?;
+        if request.linearizable {
+            self.member.read_barrier(&self.shard).await?;
+        }
+        let state = self.member.state();
+        let mut members: Vec<MemberMessage> = Vec::new();
+        for (id, node, votes) in self.member.node().members() {
+            let announced = state.members().get(&id);
+            members.push(MemberMessage {
+                id,
+                name: announced.map_or(String::new(), |announced| announced.name.clone()),
+                peer_ur_ls: node.peer_urls,
+                client_ur_ls: announced.map_or(Vec::new(), |it| it.client_urls.clone()),
+                is_learner: !votes,
+            });
+        }
+        members.sort_by_key(|member| member.id);
+        // As in etcd: headers of the Cluster service carry no revision.
+        let header = ResponseHeader { revision: 0, ..self.member.header(0) };
+        Ok(grpc::encode(&MemberListResponse { header: Some(header), members }))
+    }
+
+    /// grpc.health.v1: the server as a whole is serving; other services are unknown.
+    pub(super) fn health_check(message: &Bytes) -> Result<Bytes, Status> {
+        const SERVING: &[u8] = &[0x08, 0x01];
+        // The request has one string field, the service's name.
+        if !message.is_empty() {
+            return Err(Status::new(Code::NotFound, "unknown service"));
+        }
+        let mut frame = grpc::FrameBuilder::with_capacity(SERVING.len());
+        frame.buffer().extend_from_slice(SERVING);
+        Ok(frame.finish())
+    }
+}

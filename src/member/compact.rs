@@ -1,0 +1,87 @@
+//! Drops compacted history in the background, in steps so short that nobody notices.
+//!
+//! A Compact takes effect at once when it is applied: older revisions are refused from then on. This
+//! thread then gives the space back, a few hundred keys at a time, and lets waiting readers and the
+//! apply loop go first between two steps.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::RwLockWriteGuard;
+use tokio::sync::watch;
+
+use crate::limits;
+use crate::raft::Shared;
+use crate::storage::{Backend, StorageError};
+use crate::tasks;
+
+/// The background compaction of one member.
+pub(crate) struct Compactor {
+    wake: Sender<()>,
+    finished: watch::Sender<i64>,
+}
+
+impl Compactor {
+    /// A compactor, and what [`Compactor::start`] needs.
+    pub(crate) fn new() -> (Arc<Compactor>, Receiver<()>) {
+        let (wake, woken) = channel();
+        (Arc::new(Compactor { wake, finished: watch::Sender::new(0) }), woken)
+    }
+
+    /// There may be something to compact.
+    pub(crate) fn wake(&self) {
+        // The thread ends only with the process.
+        drop(self.wake.send(()));
+    }
+
+    /// Resolves once everything below `revision` is physically gone.
+    pub(crate) async fn finished(&self, revision: i64) {
+        let mut finished = self.finished.subscribe();
+        // The sender lives as long as `self`.
+        drop(finished.wait_for(|at| *at >= revision).await);
+    }
+
+    /// Runs until the process ends; `failed` hears of a storage error.
+    pub(crate) fn start(
+        self: Arc<Self>,
+        woken: Receiver<()>,
+        shared: Arc<Shared>,
+        failed: impl Fn(StorageError) + Send + 'static,
+    ) -> JoinHandle<()> {
+        tasks::thread("compactor", move || {
+            while woken.recv().is_ok() {
+                // Several wake-ups need one run.
+                while woken.try_recv().is_ok() {}
+                if let Err(error) = self.run(&shared) {
+                    return failed(error);
+                }
+            }
+        })
+    }
+
+    fn run(&self, shared: &Shared) -> Result<(), StorageError> {
+        loop {
+            let (done, revision, backlog) = {
+                let mut state = shared.state.write();
+                let done = state.compact_step(limits::COMPACTION_STEP_KEYS)?;
+                let seen = (done, state.compact_revision(), state.backend().backlog_bytes());
+                RwLockWriteGuard::unlock_fair(state);
+                seen
+            };
+            if done {
+                if self.finished.send_replace(revision) < revision {
+                    tracing::info!(revision, "finished scheduled compaction");
+                }
+                return Ok(());
+            }
+            let pause = if backlog > limits::STORAGE_BACKLOG_BYTES_MAX / 2 {
+                Duration::from_millis(20)
+            } else {
+                Duration::from_micros(200)
+            };
+            std::thread::sleep(pause);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Why an attempt at a member failed although the request itself may be fine.
+
+use crate::state::RequestError;
+use crate::storage::StorageError;
+
+/// What a caller of [`super::Member`] gets instead of an answer; texts are etcd's.
+///
+/// After `Timeout*` and `LeaderChanged` of a write its outcome is unknown: it may still be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request itself was refused, on every member alike.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The encoded command is above `--max-request-bytes`.
+    #[error("etcdserver: request is too large")]
+    RequestTooLarge,
+    /// No member leads.
+    #[error("etcdserver: no leader")]
+    NoLeader,
+    /// The leader changed while the request was under way.
+    #[error("etcdserver: leader changed")]
+    LeaderChanged,
+    /// No answer within the request timeout.
+    #[error("etcdserver: request timed out")]
+    Timeout,
+    /// As `Timeout`, and the leader was lost meanwhile.
+    #[error("etcdserver: request timed out, possibly due to previous leader failure")]
+    TimeoutLeaderFailure,
+    /// This member did not apply up to the read index in time.
+    #[error("etcdserver: request timed out, waiting for the applied index took too long")]
+    TimeoutApplied,
+    /// The member is stopping.
+    #[error("etcdserver: server stopped")]
+    Stopped,
+    /// A bound of this member is reached; try again later.
+    #[error("etcdserver: too many requests")]
+    TooManyRequests,
+    /// This member's storage failed; it is about to stop.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

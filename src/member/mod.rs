@@ -1,0 +1,297 @@
+//! The handle that every door holds: propose, read, and know who this member is.
+//!
+//! Doors (the etcd API, later others) validate and translate; everything that makes a request
+//! consistent happens here. A write goes through [`Member::propose`] and returns what the state
+//! machine made of it. A linearizable read passes [`Member::read_barrier`] and then looks at
+//! [`Member::state`]. Both are answered in batches per serving thread, see [`shard`].
+//!
+//! **Invariant:** no door touches raft or changes the state by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLockReadGuard;
+use tokio::sync::mpsc;
+
+use crate::clock;
+use crate::identity::{ClusterId, MemberId};
+use crate::pb::etcdserverpb::ResponseHeader;
+use crate::pb::quorate::command::{Command, Group, PublishMember, command::Body};
+use crate::raft::{Forwarded, GroupId, Node, Observer, Store, WriteError};
+use crate::state::{Applied, Response};
+use crate::tasks;
+
+mod compact;
+mod error;
+mod propose;
+mod read;
+pub(crate) mod shard;
+
+pub use error::Error;
+pub use shard::{Reply, Shard};
+
+use compact::Compactor;
+use propose::{Proposer, ProposerOptions};
+use read::ReadRequest;
+
+/// Who this member is and within which bounds it works.
+#[derive(Debug, Clone)]
+pub struct MemberOptions {
+    /// This member.
+    pub member_id: MemberId,
+    /// Its cluster.
+    pub cluster_id: ClusterId,
+    /// `--name`.
+    pub name: String,
+    /// `--advertise-client-urls`.
+    pub client_urls: Vec<String>,
+    /// `--max-request-bytes`.
+    pub request_bytes_max: usize,
+    /// `--max-txn-ops`.
+    pub txn_ops_max: usize,
+    /// `--quota-backend-bytes`, as Status reports it.
+    pub quota_bytes: i64,
+    /// How long a request may take: 5 s and two election timeouts, as in etcd.
+    pub request_timeout: Duration,
+}
+
+/// What a member is built from before raft starts: raft reports to it.
+pub struct Seed {
+    options: MemberOptions,
+    proposer: Arc<Proposer>,
+    compactor: Arc<Compactor>,
+    compactor_woken: std::sync::mpsc::Receiver<()>,
+    shards: Vec<Arc<Shard>>,
+    deliveries: Vec<mpsc::UnboundedReceiver<shard::Delivery>>,
+    on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Seed {
+    /// Prepares a member with `shards` serving threads; `on_fatal` must end the process.
+    pub fn new(
+        options: MemberOptions,
+        shards: usize,
+        on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
+    ) -> Seed {
+        let (shards, deliveries): (Vec<_>, Vec<_>) = (0..shards).map(Shard::new).unzip();
+        let proposer_options = ProposerOptions {
+            member_id: options.member_id.0,
+            request_bytes_max: options.request_bytes_max,
+            request_timeout: options.request_timeout,
+        };
+        let proposer = Arc::new(Proposer::new(proposer_options, shards.clone()));
+        let (compactor, compactor_woken) = Compactor::new();
+        Seed { options, proposer, compactor, compactor_woken, shards, deliveries, on_fatal }
+    }
+
+    /// Whom raft tells what it applied.
+    pub fn observer(&self) -> Arc<dyn Observer> {
+        Arc::new(MemberObserver {
+            proposer: Arc::clone(&self.proposer),
+            compactor: Arc::clone(&self.compactor),
+            on_fatal: Arc::clone(&self.on_fatal),
+        })
+    }
+
+    /// Starts the member's loops on the current (raft) runtime.
+    ///
+    /// Returns it with one [`ShardSeat`] for each serving thread.
+    pub fn start(self, node: Arc<Node>) -> (Arc<Member>, Vec<ShardSeat>) {
+        let (reads, read_requests) = mpsc::unbounded_channel();
+        let timeout = self.options.request_timeout;
+        tasks::spawn("proposer", Arc::clone(&self.proposer).run(Arc::clone(&node)));
+        tasks::spawn("reader", read::run(Arc::clone(&node), read_requests, timeout));
+        let on_fatal = Arc::clone(&self.on_fatal);
+        let shared = Arc::clone(node.shared());
+        Arc::clone(&self.compactor).start(self.compactor_woken, shared, move |error| {
+            on_fatal(&error.to_string());
+        });
+        self.compactor.wake();
+        let member = Arc::new(Member {
+            options: self.options,
+            node,
+            proposer: self.proposer,
+            compactor: self.compactor,
+            reads,
+        });
+        tasks::spawn("sweeper", Arc::clone(&member).sweep());
+        let seats = self.shards.into_iter().zip(self.deliveries);
+        let seats = seats.map(|(shard, deliveries)| ShardSeat { shard, deliveries }).collect();
+        (member, seats)
+    }
+}
+
+/// A serving thread's place at the member.
+pub struct ShardSeat {
+    /// What requests of this thread pass to the member.
+    pub shard: Arc<Shard>,
+    deliveries: mpsc::UnboundedReceiver<shard::Delivery>,
+}
+
+impl ShardSeat {
+    /// Fires the completions for this thread; runs on it until the member is gone.
+    pub async fn deliver(self, member: Arc<Member>) {
+        let start_round = move |shard: &Arc<Shard>| member.start_read_round(shard);
+        self.shard.deliver_all(self.deliveries, start_round).await;
+    }
+}
+
+struct MemberObserver {
+    proposer: Arc<Proposer>,
+    compactor: Arc<Compactor>,
+    on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Observer for MemberObserver {
+    fn applied(&self, group: GroupId, outcomes: Vec<Applied>) {
+        if outcomes.iter().any(|applied| matches!(applied.outcome, Ok(Response::Compact))) {
+            self.compactor.wake();
+        }
+        self.proposer.complete(group, outcomes);
+    }
+
+    fn installed(&self) {
+        self.compactor.wake();
+    }
+
+    fn leader_changed(&self, _leader: Option<u64>) {}
+
+    fn fatal(&self, reason: &str) {
+        (self.on_fatal)(reason);
+    }
+}
+
+/// This member of the cluster.
+pub struct Member {
+    options: MemberOptions,
+    node: Arc<Node>,
+    proposer: Arc<Proposer>,
+    compactor: Arc<Compactor>,
+    reads: mpsc::UnboundedSender<ReadRequest>,
+}
+
+impl Member {
+    /// Who this member is.
+    pub fn options(&self) -> &MemberOptions {
+        &self.options
+    }
+
+    /// This member's raft, for what Status and health report.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// The header of an answer at `revision`.
+    pub fn header(&self, revision: i64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.options.cluster_id.0,
+            member_id: self.options.member_id.0,
+            revision,
+            raft_term: self.node.leadership().term,
+        }
+    }
+
+    /// The state as applied here; never hold it across an await.
+    pub fn state(&self) -> RwLockReadGuard<'_, Store> {
+        self.node.shared().state.read()
+    }
+
+    /// Has `command` ordered and applied; the outcome is this member's own.
+    ///
+    /// Dropping the future does not take the command back: its outcome is then unknown.
+    ///
+    /// # Errors
+    /// See [`Error`]; a refusal by the state machine is inside the [`Applied`].
+    pub async fn propose(&self, shard: &Shard, command: Body) -> Result<Applied, Error> {
+        let command = Command { body: Some(command) };
+        let receiver = self.proposer.submit(shard.id, command)?;
+        receiver.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Waits until a look at the state is linearizable.
+    ///
+    /// # Errors
+    /// [`Error::NoLeader`], [`Error::Timeout`] or [`Error::TimeoutApplied`].
+    pub async fn read_barrier(&self, shard: &Arc<Shard>) -> Result<(), Error> {
+        if self.node.reads_alone() {
+            return Ok(());
+        }
+        let (receiver, start) = shard.join_read();
+        if start {
+            self.start_read_round(shard);
+        }
+        match receiver.await {
+            Ok(result) => result.map_err(Error::from),
+            Err(_) => Err(Error::Stopped),
+        }
+    }
+
+    fn start_read_round(&self, shard: &Arc<Shard>) {
+        // The loop ends only with the process.
+        drop(self.reads.send(ReadRequest::Shard(Arc::clone(shard))));
+    }
+
+    /// Waits until everything below `revision` is physically gone on this member.
+    pub async fn compaction_finished(&self, revision: i64) {
+        self.compactor.finished(revision).await;
+    }
+
+    /// Announces this member's name and client URLs through the log, until it succeeds.
+    pub async fn publish(&self, shard: &Shard) {
+        let announcement = PublishMember {
+            member_id: self.options.member_id.0,
+            name: self.options.name.clone(),
+            client_urls: self.options.client_urls.clone(),
+        };
+        loop {
+            match self.propose(shard, Body::PublishMember(announcement.clone())).await {
+                Ok(_) => return,
+                Err(error) => tracing::warn!(%error, "cannot publish this member yet"),
+            }
+        }
+    }
+
+    /// Stops taking writes, gives leadership away and stops raft.
+    pub async fn stop(&self, hand_over: Duration) {
+        self.node.hand_over(hand_over).await;
+        self.proposer.close();
+        self.node.stop().await;
+    }
+
+    async fn sweep(self: Arc<Self>) {
+        let mut leadership = self.node.watch_leadership();
+        let mut lost_leader_at = None;
+        loop {
+            tokio::time::sleep(crate::limits::SWEEP_INTERVAL).await;
+            let now = clock::now();
+            if leadership.has_changed().unwrap_or(false) {
+                leadership.mark_unchanged();
+                lost_leader_at = Some(now);
+            }
+            let since_loss = lost_leader_at.map(|at| now.saturating_duration_since(at));
+            let failover = since_loss.is_some_and(|since| since <= self.options.request_timeout);
+            self.proposer.sweep(now, || {
+                if failover { Error::TimeoutLeaderFailure } else { Error::Timeout }
+            });
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Forwarded for Member {
+    async fn propose(&self, group: Group) -> Result<(), WriteError> {
+        if !self.node.is_leader() {
+            return Err(WriteError::NotAppended);
+        }
+        self.proposer.submit_foreign(group).await.unwrap_or(Err(WriteError::Unknown))
+    }
+
+    async fn read_index(&self) -> Option<u64> {
+        if !self.node.is_leader() {
+            return None;
+        }
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.reads.send(ReadRequest::Peer(sender)).ok()?;
+        receiver.await.ok()
+    }
+}

@@ -1,0 +1,230 @@
+//! Metrics under etcd's names, for `/metrics`.
+//!
+//! The hot path touches plain counters that belong to known methods; names and labels are put
+//! together only when somebody scrapes.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
+use tonic::Code;
+
+/// Methods counted one by one; the rest share the last counter.
+const METHODS: [(&str, &str); 10] = [
+    ("etcdserverpb.KV", "Range"),
+    ("etcdserverpb.KV", "Put"),
+    ("etcdserverpb.KV", "Txn"),
+    ("etcdserverpb.KV", "DeleteRange"),
+    ("etcdserverpb.KV", "Compact"),
+    ("etcdserverpb.Maintenance", "Status"),
+    ("etcdserverpb.Maintenance", "HashKV"),
+    ("etcdserverpb.Cluster", "MemberList"),
+    ("grpc.health.v1.Health", "Check"),
+    ("other", "other"),
+];
+
+const CODES: usize = 17;
+
+/// Counters and histograms of one process.
+pub struct Metrics {
+    registry: Registry,
+    handled: [[AtomicU64; CODES]; METHODS.len()],
+    received_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
+    /// `etcd_server_leader_changes_seen_total`.
+    pub leader_changes: AtomicU64,
+    /// `etcd_disk_wal_write_bytes_total`.
+    pub wal_bytes: AtomicU64,
+    wal_fsync: Histogram,
+    backend_commit: Histogram,
+}
+
+/// Values that are read from the member when somebody scrapes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gauges {
+    /// Whether the member knows a leader.
+    pub has_leader: bool,
+    /// Whether the member leads.
+    pub is_leader: bool,
+    /// Whether the member does not vote.
+    pub is_learner: bool,
+    /// Committed and applied index.
+    pub committed: u64,
+    /// Applied index.
+    pub applied: u64,
+    /// Proposals under way.
+    pub pending: u64,
+    /// Bytes the storage takes on disk.
+    pub db_bytes: u64,
+    /// Bytes of it that hold live data.
+    pub db_bytes_in_use: u64,
+    /// `--quota-backend-bytes`.
+    pub quota_bytes: u64,
+    /// Live keys.
+    pub keys: u64,
+    /// The current revision.
+    pub revision: u64,
+    /// The compact revision.
+    pub compact_revision: u64,
+    /// This member's id.
+    pub member_id: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let wal_fsync = histogram(
+            &registry,
+            "etcd_disk_wal_fsync_duration_seconds",
+            "The latency distributions of fsync called by WAL.",
+        );
+        let backend_commit = histogram(
+            &registry,
+            "etcd_disk_backend_commit_duration_seconds",
+            "The latency distributions of checkpoints of the storage.",
+        );
+        Metrics {
+            registry,
+            handled: Default::default(),
+            received_bytes: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+            leader_changes: AtomicU64::new(0),
+            wal_bytes: AtomicU64::new(0),
+            wal_fsync,
+            backend_commit,
+        }
+    }
+
+    /// A message came in.
+    pub fn received(&self, bytes: usize) {
+        self.received_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// A call was answered with `bytes`.
+    pub fn handled(&self, path: &str, code: Code, bytes: usize) {
+        let known = METHODS.iter().position(|(service, method)| {
+            let path = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
+            path.and_then(|path| path.strip_prefix('/')) == Some(method)
+        });
+        let method = known.unwrap_or(METHODS.len() - 1);
+        self.handled[method][code as usize % CODES].fetch_add(1, Relaxed);
+        self.sent_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// The log was synced.
+    pub fn wal_synced(&self, took: Duration, bytes: u64) {
+        self.wal_fsync.observe(took.as_secs_f64());
+        self.wal_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// The storage made a checkpoint.
+    pub fn backend_committed(&self, took: Duration) {
+        self.backend_commit.observe(took.as_secs_f64());
+    }
+
+    /// The Prometheus text of everything.
+    pub fn render(&self, gauges: &Gauges) -> String {
+        let mut encoded = Vec::new();
+        // Writing into memory cannot fail.
+        drop(TextEncoder::new().encode(&self.registry.gather(), &mut encoded));
+        let mut text = String::from_utf8(encoded).unwrap_or_default();
+        self.render_calls(&mut text);
+        render_gauges(&mut text, gauges);
+        let counters = [
+            ("etcd_network_client_grpc_received_bytes_total", &self.received_bytes),
+            ("etcd_network_client_grpc_sent_bytes_total", &self.sent_bytes),
+            ("etcd_server_leader_changes_seen_total", &self.leader_changes),
+            ("etcd_disk_wal_write_bytes_total", &self.wal_bytes),
+        ];
+        for (name, counter) in counters {
+            single(&mut text, name, "counter", counter.load(Relaxed));
+        }
+        text
+    }
+
+    fn render_calls(&self, text: &mut String) {
+        push(text, format_args!("# TYPE grpc_server_handled_total counter\n"));
+        for ((service, method), codes) in METHODS.iter().zip(&self.handled) {
+            for (code, count) in codes.iter().enumerate() {
+                let count = count.load(Relaxed);
+                if count > 0 {
+                    let code = Code::from_i32(i32::try_from(code).unwrap_or(2));
+                    push(
+                        text,
+                        format_args!(
+                            "grpc_server_handled_total{{grpc_code=\"{code:?}\",\
+                             grpc_method=\"{method}\",grpc_service=\"{service}\",\
+                             grpc_type=\"unary\"}} {count}\n"
+                        ),
+                    );
+                }
+            }
+        }
+        let total = |method: usize| -> u64 {
+            self.handled[method].iter().map(|count| count.load(Relaxed)).sum()
+        };
+        for (name, method) in [
+            ("etcd_mvcc_range_total", 0),
+            ("etcd_mvcc_put_total", 1),
+            ("etcd_mvcc_txn_total", 2),
+            ("etcd_mvcc_delete_total", 3),
+        ] {
+            single(text, name, "counter", total(method));
+        }
+    }
+}
+
+fn render_gauges(text: &mut String, gauges: &Gauges) {
+    let plain = [
+        ("etcd_server_has_leader", u64::from(gauges.has_leader)),
+        ("etcd_server_is_leader", u64::from(gauges.is_leader)),
+        ("etcd_server_is_learner", u64::from(gauges.is_learner)),
+        ("etcd_server_proposals_committed_total", gauges.committed),
+        ("etcd_server_proposals_applied_total", gauges.applied),
+        ("etcd_server_proposals_pending", gauges.pending),
+        ("etcd_server_quota_backend_bytes", gauges.quota_bytes),
+        ("etcd_mvcc_db_total_size_in_bytes", gauges.db_bytes),
+        ("etcd_mvcc_db_total_size_in_use_in_bytes", gauges.db_bytes_in_use),
+        ("etcd_debugging_mvcc_keys_total", gauges.keys),
+        ("etcd_debugging_mvcc_current_revision", gauges.revision),
+        ("etcd_debugging_mvcc_compact_revision", gauges.compact_revision),
+    ];
+    for (name, value) in plain {
+        single(text, name, "gauge", value);
+    }
+    let labelled = [
+        ("etcd_server_id", "server_id", format!("{:x}", gauges.member_id)),
+        ("etcd_server_version", "server_version", crate::release::ETCD_VERSION.to_owned()),
+        ("etcd_cluster_version", "cluster_version", "3.7".to_owned()),
+    ];
+    for (name, label, value) in labelled {
+        push(text, format_args!("# TYPE {name} gauge\n{name}{{{label}=\"{value}\"}} 1\n"));
+    }
+}
+
+fn single(text: &mut String, name: &str, kind: &str, value: u64) {
+    push(text, format_args!("# TYPE {name} {kind}\n{name} {value}\n"));
+}
+
+fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect("writing into a string cannot fail");
+}
+
+/// A histogram with etcd's disk buckets: a millisecond, doubled thirteen times.
+fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    let buckets = prometheus::exponential_buckets(0.001, 2.0, 14).expect("the bounds are positive");
+    let options = HistogramOpts::new(name, help).buckets(buckets);
+    let histogram = Histogram::with_opts(options).expect("the name is well formed");
+    let collector: Box<dyn Collector> = Box::new(histogram.clone());
+    registry.register(collector).expect("each name is registered once");
+    histogram
+}

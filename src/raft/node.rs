@@ -1,0 +1,412 @@
+//! This member's raft: started, asked, and stopped here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::{Config, LinearizerOption, Raft, ServerState, SnapshotPolicy};
+use tokio::sync::watch;
+
+use super::log_store::LogStore;
+use super::network::Network;
+use super::peers::Peers;
+use super::shared::{Shared, SharedParts, SoleVoter};
+use super::state_machine::StateMachine;
+use super::types::{MemberNode, ProposalBytes, TypeConfig};
+use super::{Observer, Store, WriteError};
+use crate::clock;
+use crate::data_dir::DataDir;
+use crate::limits;
+use crate::pb::quorate::command::Group;
+use crate::state::Options;
+use crate::tasks;
+
+type OurRaft = Raft<TypeConfig, StateMachine>;
+
+/// How a node is set up.
+pub struct NodeOptions {
+    /// This member's id.
+    pub member_id: u64,
+    /// `--heartbeat-interval`.
+    pub heartbeat_interval: Duration,
+    /// `--election-timeout`, in etcd's sense: a follower campaigns after one to two of them.
+    pub election_timeout: Duration,
+    /// Log entries to keep for followers that lag (`--snapshot-catchup-entries`).
+    pub catchup_entries: u64,
+    /// `--snapshot-count`: entries between two checkpoints.
+    pub snapshot_count: u64,
+    /// Size of the storage's cache in bytes.
+    pub storage_cache_bytes: u64,
+    /// How the state is opened.
+    pub state_options: Options,
+}
+
+/// What a node is made of.
+pub struct NodeParts {
+    /// The opened log.
+    pub log: LogStore,
+    /// The opened state.
+    pub state: Store,
+    /// Where both live.
+    pub data_dir: Arc<DataDir>,
+    /// Where the other members are.
+    pub peers: Arc<Peers>,
+    /// Who wants to know what is applied.
+    pub observer: Arc<dyn Observer>,
+    /// Tells when reads need no round; the log store reports memberships to it.
+    pub sole_voter: Arc<SoleVoter>,
+}
+
+/// Who leads, as far as this member knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// This member's term.
+    pub term: u64,
+    /// The leader it follows, or itself.
+    pub leader: Option<u64>,
+    /// Whether this member leads.
+    pub is_leader: bool,
+    /// Whether this member does not vote.
+    pub is_learner: bool,
+}
+
+/// This member's raft.
+pub struct Node {
+    raft: OurRaft,
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    sole_voter: Arc<SoleVoter>,
+    leadership: watch::Sender<Leadership>,
+    options: NodeOptions,
+}
+
+impl Node {
+    /// Recovers and starts the node on the current runtime.
+    ///
+    /// # Errors
+    /// What openraft says if log and state do not fit together.
+    pub async fn start(options: NodeOptions, parts: NodeParts) -> Result<Arc<Node>, StartError> {
+        let config = Arc::new(raft_config(&options)?);
+        let NodeParts { log, state, data_dir, peers, observer, sole_voter } = parts;
+        sole_voter.booted_at(log.vote_term());
+        let shared = Shared::new(SharedParts {
+            state,
+            state_options: options.state_options,
+            storage_cache_bytes: options.storage_cache_bytes,
+            log: log.clone(),
+            observer,
+            data_dir,
+            sole_voter: Arc::clone(&sole_voter),
+        });
+        let network = Network::new(Arc::clone(&peers));
+        let machine = StateMachine::new(Arc::clone(&shared));
+        let raft = Raft::new(options.member_id, config, network, log, machine)
+            .await
+            .map_err(|fatal| StartError(fatal.to_string()))?;
+        let leadership = watch::Sender::new(Leadership::default());
+        let node = Node { raft, shared, peers, sole_voter, leadership, options };
+        let node = Arc::new(node);
+        tasks::spawn("raft-status", Arc::clone(&node).follow_status());
+        tasks::spawn("checkpoints", Arc::clone(&node).checkpoint_and_purge());
+        Ok(node)
+    }
+
+    /// Forms a new cluster of `members`; every initial member calls this with the same list.
+    pub async fn initialize(&self, members: BTreeMap<u64, MemberNode>) -> Result<(), StartError> {
+        match self.raft.initialize(members).await {
+            // The cluster is formed already, by an earlier start or by another member.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(StartError(error.to_string())),
+        }
+    }
+
+    /// Whether this member belongs to a formed cluster.
+    pub async fn is_initialized(&self) -> Result<bool, StartError> {
+        self.raft.is_initialized().await.map_err(|fatal| StartError(fatal.to_string()))
+    }
+
+    /// Lets a sole voter lead without waiting for an election timeout: nobody could object.
+    pub async fn elect_if_alone(&self) {
+        let metrics = self.raft.server_metrics();
+        let alone = {
+            let metrics = metrics.borrow();
+            metrics.membership_config.voter_ids().eq([self.options.member_id])
+        };
+        if alone && let Err(fatal) = self.raft.trigger().elect(false).await {
+            tracing::warn!(%fatal, "cannot campaign");
+        }
+    }
+
+    pub(crate) fn raft(&self) -> &OurRaft {
+        &self.raft
+    }
+
+    /// The state and its surroundings.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The other members.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// Who leads.
+    pub fn leadership(&self) -> Leadership {
+        *self.leadership.borrow()
+    }
+
+    /// News of who leads.
+    pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    /// Whether this member leads.
+    pub fn is_leader(&self) -> bool {
+        self.leadership.borrow().is_leader
+    }
+
+    /// Whether reads of the applied state are linearizable without a round.
+    pub fn reads_alone(&self) -> bool {
+        self.sole_voter.granted()
+    }
+
+    /// The highest index known to be committed.
+    pub fn committed_index(&self) -> u64 {
+        let metrics = self.raft.data_metrics();
+        let committed = metrics.borrow().local_committed.as_ref().map_or(0, |id| id.index());
+        committed
+    }
+
+    /// Ids and nodes of all members, and whether each votes.
+    pub fn members(&self) -> Vec<(u64, MemberNode, bool)> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        let membership = &metrics.membership_config;
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let nodes = membership.nodes();
+        nodes.map(|(id, node)| (*id, node.clone(), voters.contains(id))).collect()
+    }
+
+    /// Proposes one entry here; resolves once it is applied on this member.
+    ///
+    /// Dropping the future does not take the entry back.
+    pub async fn write(&self, proposal: Bytes) -> Result<(), WriteError> {
+        let (responder, done) = ProgressResponder::complete_only();
+        let sent = self.raft.client_write_ff(ProposalBytes(proposal), Some(responder)).await;
+        sent.map_err(|_| WriteError::Stopped)?;
+        tokio::select! {
+            biased;
+            written = done => match written {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(WriteError::NotAppended),
+                Ok(Err(_)) | Err(_) => Err(WriteError::Unknown),
+            },
+            // A deposed leader's entry may be committed by its successor or be overwritten.
+            () = self.leader_is_not(self.options.member_id) => Err(WriteError::Unknown),
+        }
+    }
+
+    /// Has the leader propose `group`.
+    pub async fn forward(&self, group: Group, deadline: Instant) -> Result<(), WriteError> {
+        let leadership = self.leadership();
+        let Some(leader) = leadership.leader.filter(|_| !leadership.is_leader) else {
+            return Err(WriteError::NotAppended);
+        };
+        let left = deadline.saturating_duration_since(clock::now());
+        tokio::select! {
+            biased;
+            answer = self.peers.propose(leader, group, left) => answer,
+            // A leader that hangs must not hold up what its successor could take.
+            () = self.leader_is_not(leader) => Err(WriteError::Unknown),
+        }
+    }
+
+    /// Resolves once another member than `member` leads.
+    async fn leader_is_not(&self, member: u64) {
+        let mut news = self.leadership.subscribe();
+        // The sender lives as long as `self`.
+        drop(news.wait_for(|now| now.leader.is_some_and(|leader| leader != member)).await);
+    }
+
+    /// Waits until leadership changes, but not longer than `timeout`.
+    pub async fn leader_news(&self, timeout: Duration) {
+        let mut news = self.leadership.subscribe();
+        // Either way the caller looks again.
+        drop(tokio::time::timeout(timeout, news.changed()).await);
+    }
+
+    /// One read round: the index that was committed at some moment during the call.
+    pub async fn read_index(&self, timeout: Duration) -> Option<u64> {
+        let leadership = self.leadership();
+        if !leadership.is_leader {
+            return self.peers.read_index(leadership.leader?, timeout).await.ok();
+        }
+        // Zero age: only acknowledgements of messages sent after this call count (Raft, section 6.4).
+        let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(timeout);
+        match self.raft.get_read_linearizer(option).await {
+            Ok(linearizer) => Some(linearizer.read_log_id().index()),
+            Err(error) => {
+                tracing::debug!(%error, "read round failed");
+                None
+            }
+        }
+    }
+
+    /// Asks another voter to take over, and waits until one leads or `timeout` is over.
+    pub async fn hand_over(&self, timeout: Duration) {
+        if !self.is_leader() {
+            return;
+        }
+        let Some(target) = self.best_successor() else { return };
+        tracing::info!(to = format!("{target:x}"), "handing leadership over");
+        if self.raft.trigger().transfer_leader(target).await.is_err() {
+            return;
+        }
+        let mut news = self.leadership.subscribe();
+        let taken = news.wait_for(|now| now.leader == Some(target));
+        if tokio::time::timeout(timeout, taken).await.is_err() {
+            tracing::warn!("no other member took leadership over in time");
+        }
+    }
+
+    /// The voter whose log is longest.
+    fn best_successor(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+        let replication = metrics.replication.as_ref()?;
+        replication
+            .iter()
+            .filter(|(id, matched)| {
+                voters.contains(id) && **id != self.options.member_id && matched.is_some()
+            })
+            .max_by_key(|(_, matched)| matched.as_ref().map(|log_id| log_id.index()))
+            .map(|(id, _)| *id)
+    }
+
+    /// Stops the node and waits until its last write is on disk.
+    pub async fn stop(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "raft ended badly");
+        }
+    }
+
+    /// Mirrors openraft's view of leadership and ends the process if raft cannot go on.
+    async fn follow_status(self: Arc<Self>) {
+        let mut metrics = self.raft.server_metrics();
+        let mut running = self.raft.metrics();
+        loop {
+            let now = {
+                let metrics = metrics.borrow_and_update();
+                let membership = &metrics.membership_config;
+                let me = self.options.member_id;
+                let nodes = membership.nodes();
+                self.peers.learn(nodes.map(|(id, node)| (*id, node.peer_urls.as_slice())));
+                Leadership {
+                    term: metrics.vote.leader_id.term,
+                    leader: metrics.current_leader,
+                    is_leader: metrics.state == ServerState::Leader,
+                    is_learner: membership.nodes().any(|(id, _)| *id == me)
+                        && !membership.voter_ids().any(|id| id == me),
+                }
+            };
+            self.publish(now);
+            let fatal = running.borrow_and_update().running_state.clone().err();
+            if let Some(fatal) = fatal {
+                return self.end(&fatal);
+            }
+            if metrics.changed().await.is_err() {
+                let fatal = running.borrow().running_state.clone().err();
+                return self.end(&fatal.unwrap_or(Fatal::Stopped));
+            }
+        }
+    }
+
+    fn publish(&self, now: Leadership) {
+        let before = self.leadership.send_replace(now);
+        if before.leader != now.leader {
+            let leader = now.leader.map(|id| format!("{id:x}"));
+            tracing::info!(leader, term = now.term, "raft leader changed");
+            self.shared.observer.leader_changed(now.leader);
+        }
+    }
+
+    /// A failed storage or a broken invariant: going on would risk the promises.
+    fn end(&self, fatal: &Fatal<TypeConfig>) {
+        if !matches!(fatal, Fatal::Stopped) {
+            tracing::error!(%fatal, "raft stopped; the member exits");
+            self.shared.observer.fatal(&fatal.to_string());
+        }
+    }
+
+    /// Makes the state durable from time to time and drops log that nobody needs any more.
+    async fn checkpoint_and_purge(self: Arc<Self>) {
+        let mut checkpointed = self.shared.applied_index();
+        let mut last = clock::now();
+        let mut applied = self.shared.applied();
+        loop {
+            tokio::time::sleep(limits::CHECKPOINT_POLL).await;
+            let index = *applied.borrow_and_update();
+            let entries = index.saturating_sub(checkpointed);
+            let bytes = self.shared.log.retained_bytes();
+            let due = entries >= self.options.snapshot_count
+                || bytes >= limits::LOG_RETAINED_BYTES_MAX
+                || clock::now().saturating_duration_since(last) >= limits::CHECKPOINT_INTERVAL;
+            if entries == 0 || !due {
+                continue;
+            }
+            checkpointed = index;
+            last = clock::now();
+            if self.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+            let keep_from =
+                self.shared.log.purgeable(limits::LOG_RETAINED_BYTES_MAX / 2, self.options.catchup_entries);
+            if let Some(upto) = keep_from
+                && self.raft.trigger().purge_log(upto).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// The node could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("raft: {0}")]
+pub struct StartError(String);
+
+/// etcd's two timing flags in openraft's terms.
+///
+/// etcd waits one to two election timeouts before it campaigns. openraft waits for the lease of the
+/// last leader (the maximum) plus a random time between minimum and maximum, so four to six tenths
+/// of the flag give one to 1.2 of it.
+fn raft_config(options: &NodeOptions) -> Result<Config, StartError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let election = millis(options.election_timeout);
+    let election_timeout_max = election * 6 / 10;
+    let config = Config {
+        cluster_name: "quorate".to_owned(),
+        heartbeat_interval: millis(options.heartbeat_interval),
+        election_timeout_min: election * 4 / 10,
+        election_timeout_max,
+        enable_pre_vote: Some(true),
+        // With asynchronous flushes a restored leader could give one log id to two entries.
+        enable_leader_restore: Some(false),
+        quorum_loss_probe_interval: Some(election_timeout_max * 5 / 2),
+        max_payload_entries: 1024,
+        max_append_entries: Some(4096),
+        api_channel_size: Some(8192),
+        snapshot_policy: SnapshotPolicy::Never,
+        // Purging is decided by bytes and entries in `checkpoint_and_purge`, never as a side effect.
+        max_in_snapshot_log_to_keep: u64::MAX / 4,
+        purge_batch_size: 1,
+        install_snapshot_timeout: 60_000,
+        ..Config::default()
+    };
+    config.validate().map_err(|error| StartError(error.to_string()))
+}

@@ -1,0 +1,198 @@
+//! How this member reaches the others: addresses from the membership, a channel a purpose, identity
+//! on every call.
+//!
+//! Heartbeats and votes must not queue behind bulk data, so appends, heartbeats with votes, and
+//! snapshots have a connection each. Addresses are looked up whenever a channel is made, so that a
+//! member that moved is found again without a restart.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+
+use super::WriteError;
+use crate::limits;
+use crate::pb::quorate::command::Group;
+use crate::pb::quorate::peer::peer_client::PeerClient;
+use crate::pb::quorate::peer::{ProposeRequest, ReadIndexRequest};
+
+/// Metadata keys that every call between members carries.
+pub(crate) const CLUSTER_ID: &str = "quorate-cluster-id";
+pub(crate) const FROM: &str = "quorate-from";
+pub(crate) const TO: &str = "quorate-to";
+/// Set on the status of a proposal that certainly reached no log.
+pub(crate) const NOT_APPENDED: &str = "quorate-not-appended";
+
+/// The other members: where they are, and channels for calls that belong to no raft stream.
+pub struct Peers {
+    cluster_id: u64,
+    member_id: u64,
+    addresses: RwLock<BTreeMap<u64, Vec<String>>>,
+    channels: RwLock<BTreeMap<u64, (String, Channel)>>,
+}
+
+/// Why there is no channel to a member.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The membership does not name it.
+    #[error("member {0:x} is not in the membership")]
+    UnknownMember(u64),
+    /// Its peer URL cannot be used.
+    #[error("peer URL {url} of member {member:x}: {source}")]
+    BadUrl {
+        /// Whose URL it is.
+        member: u64,
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+impl Peers {
+    /// Peers of `member_id`, none known yet.
+    pub fn new(cluster_id: u64, member_id: u64) -> Arc<Peers> {
+        Arc::new(Peers {
+            cluster_id,
+            member_id,
+            addresses: RwLock::default(),
+            channels: RwLock::default(),
+        })
+    }
+
+    /// This member's id.
+    pub fn member_id(&self) -> u64 {
+        self.member_id
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    /// Learns where members are, from a membership.
+    pub fn learn<'a>(&self, members: impl Iterator<Item = (u64, &'a [String])>) {
+        let mut addresses = self.addresses.write();
+        for (id, urls) in members {
+            addresses.insert(id, urls.to_vec());
+        }
+    }
+
+    /// A new lazy connection to `target`, for one purpose; `attempt` picks among its URLs.
+    pub(crate) fn connect(&self, target: u64, attempt: usize) -> Result<Channel, PeerError> {
+        let url = self.url(target, attempt)?;
+        connect_to(target, &url)
+    }
+
+    fn url(&self, target: u64, attempt: usize) -> Result<String, PeerError> {
+        let addresses = self.addresses.read();
+        let urls = addresses.get(&target).filter(|urls| !urls.is_empty());
+        let urls = urls.ok_or(PeerError::UnknownMember(target))?;
+        Ok(urls[attempt % urls.len()].clone())
+    }
+
+    /// The shared connection for single calls to `target`.
+    fn channel(&self, target: u64) -> Result<Channel, PeerError> {
+        let url = self.url(target, 0)?;
+        if let Some((connected, channel)) = self.channels.read().get(&target)
+            && *connected == url
+        {
+            return Ok(channel.clone());
+        }
+        let channel = connect_to(target, &url)?;
+        self.channels.write().insert(target, (url, channel.clone()));
+        Ok(channel)
+    }
+
+    /// A request of ours to `target`, with the identity of both.
+    pub(crate) fn request<T>(&self, target: u64, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        self.identify(target, request.metadata_mut());
+        request
+    }
+
+    fn identify(&self, target: u64, metadata: &mut MetadataMap) {
+        metadata.insert(CLUSTER_ID, hex(self.cluster_id));
+        metadata.insert(FROM, hex(self.member_id));
+        metadata.insert(TO, hex(target));
+    }
+
+    /// Whether `metadata` comes from another member of this cluster and means this member.
+    pub(crate) fn check(&self, metadata: &MetadataMap) -> Result<u64, tonic::Status> {
+        let id = |key| {
+            let text = metadata.get(key).and_then(|value| value.to_str().ok());
+            text.and_then(|text| u64::from_str_radix(text, 16).ok())
+        };
+        let (Some(cluster), Some(from), Some(to)) = (id(CLUSTER_ID), id(FROM), id(TO)) else {
+            return Err(tonic::Status::invalid_argument("the call carries no member identity"));
+        };
+        if cluster != self.cluster_id {
+            return Err(tonic::Status::failed_precondition("etcdserver: cluster ID mismatch"));
+        }
+        if to != self.member_id || from == self.member_id {
+            let text = format!("this is member {:x}, not {to:x}", self.member_id);
+            return Err(tonic::Status::failed_precondition(text));
+        }
+        Ok(from)
+    }
+
+    /// Asks `leader` for the index that a linearizable read must wait for.
+    pub(crate) async fn read_index(
+        &self,
+        leader: u64,
+        timeout: Duration,
+    ) -> Result<u64, tonic::Status> {
+        let mut client = PeerClient::new(self.channel(leader).map_err(unavailable)?);
+        let mut request = self.request(leader, ReadIndexRequest {});
+        request.set_timeout(timeout);
+        Ok(client.read_index(request).await?.into_inner().index)
+    }
+
+    /// Has `leader` propose `group`.
+    pub(crate) async fn propose(
+        &self,
+        leader: u64,
+        group: Group,
+        timeout: Duration,
+    ) -> Result<(), WriteError> {
+        let channel = self.channel(leader).map_err(|_| WriteError::NotAppended)?;
+        let mut client = PeerClient::new(channel)
+            .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX);
+        let mut request = self.request(leader, ProposeRequest { group: Some(group) });
+        request.set_timeout(timeout);
+        match client.propose(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.metadata().contains_key(NOT_APPENDED) => {
+                Err(WriteError::NotAppended)
+            }
+            Err(_) => Err(WriteError::Unknown),
+        }
+    }
+}
+
+fn unavailable(error: PeerError) -> tonic::Status {
+    tonic::Status::unavailable(error.to_string())
+}
+
+fn connect_to(member: u64, url: &str) -> Result<Channel, PeerError> {
+    let bad = |source| PeerError::BadUrl { member, url: url.to_owned(), source };
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(bad)?;
+    Ok(endpoint
+        .connect_timeout(limits::PEER_CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(limits::PEER_KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(limits::PEER_KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(limits::PEER_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::PEER_CONNECTION_WINDOW_BYTES)
+        .connect_lazy())
+}
+
+fn hex(id: u64) -> MetadataValue<Ascii> {
+    format!("{id:x}").parse().expect("hexadecimal digits are ASCII")
+}

@@ -1,0 +1,144 @@
+//! What this member answers to the others: the `Peer` service.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::node::Node;
+use super::peers::NOT_APPENDED;
+use super::snapshot::receive_snapshot;
+use super::{WriteError, codec, wire};
+use crate::pb::quorate::command::Group;
+use crate::pb::quorate::peer::peer_server::Peer;
+use crate::pb::quorate::peer::{
+    AppendRequest, AppendResponse, ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest,
+    SnapshotFrame, SnapshotReply, TransferLeaderReply, TransferLeaderRequest, VoteRequest,
+    VoteResponse,
+};
+
+/// What the raft layer needs from the member to answer its peers.
+#[tonic::async_trait]
+pub trait Forwarded: Send + Sync + 'static {
+    /// Proposes a follower's group; done once it is applied on this member.
+    async fn propose(&self, group: Group) -> Result<(), WriteError>;
+    /// The index that a linearizable read must wait for, from a read round shared with others.
+    async fn read_index(&self) -> Option<u64>;
+}
+
+/// The `Peer` service of one member.
+pub struct PeerService {
+    node: Arc<Node>,
+    forwarded: Arc<dyn Forwarded>,
+}
+
+impl PeerService {
+    /// Serves `node`; forwarded requests go to `forwarded`.
+    pub fn new(node: Arc<Node>, forwarded: Arc<dyn Forwarded>) -> Self {
+        PeerService { node, forwarded }
+    }
+
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.node.peers().check(request.metadata()).map(|_from| ())
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<AppendResponse, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        self.check(&request)?;
+        let requests = request.into_inner().map_while(|message| {
+            // A broken stream ends the session; the leader opens another.
+            wire::append_request_from_pb(message.ok()?).ok()
+        });
+        let answers = self.node.raft().stream_append(requests);
+        let responses = answers.map(|answer| match answer {
+            Ok(result) => Ok(wire::append_result_to_pb(&result)),
+            Err(fatal) => Err(Status::unavailable(fatal.to_string())),
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
+        self.check(&request)?;
+        let asked = wire::vote_request_from_pb(request.into_inner()).map_err(malformed)?;
+        let answer = self.node.raft().vote(asked).await.map_err(unavailable)?;
+        Ok(Response::new(wire::vote_response_to_pb(&answer)))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<VoteRequest>,
+    ) -> Result<Response<VoteResponse>, Status> {
+        self.check(&request)?;
+        let asked = wire::vote_request_from_pb(request.into_inner()).map_err(malformed)?;
+        let answer = self.node.raft().pre_vote(asked).await.map_err(unavailable)?;
+        Ok(Response::new(wire::vote_response_to_pb(&answer)))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<SnapshotFrame>>,
+    ) -> Result<Response<SnapshotReply>, Status> {
+        self.check(&request)?;
+        let vote = receive_snapshot(&self.node, request.into_inner()).await?;
+        Ok(Response::new(SnapshotReply { vote: Some(codec::vote_to_pb(&vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderReply>, Status> {
+        self.check(&request)?;
+        let asked = wire::transfer_request_from_pb(request.into_inner()).map_err(malformed)?;
+        let answer = self.node.raft().handle_transfer_leader(asked).await.map_err(unavailable)?;
+        Ok(Response::new(wire::transfer_reply_to_pb(&answer)))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexReply>, Status> {
+        self.check(&request)?;
+        match self.forwarded.read_index().await {
+            Some(index) => Ok(Response::new(ReadIndexReply { index })),
+            None => Err(Status::unavailable("etcdserver: not leader")),
+        }
+    }
+
+    async fn propose(
+        &self,
+        request: Request<ProposeRequest>,
+    ) -> Result<Response<ProposeReply>, Status> {
+        self.check(&request)?;
+        let group = request.into_inner().group;
+        let group = group.ok_or_else(|| Status::invalid_argument("no group"))?;
+        match self.forwarded.propose(group).await {
+            Ok(()) => Ok(Response::new(ProposeReply {})),
+            Err(WriteError::NotAppended) => {
+                let mut status = Status::unavailable("etcdserver: not leader");
+                status
+                    .metadata_mut()
+                    .insert(NOT_APPENDED, tonic::metadata::MetadataValue::from_static("1"));
+                Err(status)
+            }
+            Err(WriteError::Unknown | WriteError::Stopped) => {
+                Err(Status::unavailable("etcdserver: leader changed"))
+            }
+        }
+    }
+}
+
+fn malformed(error: codec::CodecError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn unavailable(error: impl std::error::Error) -> Status {
+    Status::unavailable(error.to_string())
+}

@@ -1,0 +1,316 @@
+//! Snapshots: nothing is copied to make one, and neither side holds more than a few frames of it.
+//!
+//! The leader captures the applied position and pins compaction at its revision, then streams the
+//! records as they stand in storage, in checksummed frames. The receiver writes them into a fresh
+//! state directory beside its own, verifies count and checksums, makes it durable, opens it, and
+//! only then flips one pointer. A crash or a broken stream at any moment before that leaves the old
+//! state as it was; what is half received is deleted at the next start.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{Stream, stream};
+use openraft::errors::{NetworkError, StreamingError};
+use prost::encoding::{decode_varint, encode_varint};
+use tonic::{Status, Streaming};
+
+use super::node::Node;
+use super::shared::Shared;
+use super::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+use super::{Store, codec, state_machine};
+use crate::data_dir::Staging;
+use crate::limits;
+use crate::pb::quorate::peer::snapshot_frame::Body;
+use crate::pb::quorate::peer::{
+    SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords,
+};
+use crate::state::{SnapshotReader, SnapshotWriter, State};
+use crate::storage::{Backend, SledBackend, SledOptions, StorageError};
+
+/// What openraft passes around as a snapshot.
+pub enum SnapshotData {
+    /// The log up to it may be purged; there is nothing to read.
+    Checkpoint,
+    /// The leader's: reads the state as of one revision.
+    Live(Box<Live>),
+    /// The follower's: received, verified and durable.
+    Staged(Box<Staged>),
+}
+
+/// A view of the state to send.
+pub struct Live {
+    reader: SnapshotReader,
+    backend: Arc<SledBackend>,
+}
+
+/// A state that waits to take the place of the old one.
+pub struct Staged {
+    state: Store,
+    directory: Staging,
+}
+
+/// Makes everything applied so far durable; the result tells openraft what it may purge.
+pub(crate) async fn checkpoint(shared: &Arc<Shared>) -> Result<Snapshot, io::Error> {
+    let (meta, backend) = {
+        let state = shared.state.read();
+        (meta_of(&state)?, Arc::clone(state.backend()))
+    };
+    let done = tokio::task::spawn_blocking(move || backend.checkpoint()).await;
+    done.map_err(io::Error::other)?.map_err(state_machine::storage_failed)?;
+    Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint })
+}
+
+/// The state as it is now, to be sent to a follower.
+pub(crate) fn current(shared: &Shared) -> Option<Snapshot> {
+    let state = shared.state.read();
+    state.applied()?;
+    let meta = meta_of(&state).ok()?;
+    let backend = Arc::clone(state.backend());
+    let live = Live { reader: SnapshotReader::new(&state), backend };
+    Some(Snapshot { meta, snapshot: SnapshotData::Live(Box::new(live)) })
+}
+
+fn meta_of(state: &Store) -> Result<SnapshotMeta, io::Error> {
+    let membership = state.membership();
+    let last_membership = if membership.is_empty() {
+        StoredMembership::default()
+    } else {
+        codec::decode_stored_membership(&membership).map_err(io::Error::other)?
+    };
+    let last_log_id = state.applied().map(|at| codec::log_id(at.term, at.leader, at.index));
+    Ok(SnapshotMeta { last_log_id, last_membership })
+}
+
+/// Puts a staged state in the place of the current one.
+pub(crate) async fn install(
+    shared: &Arc<Shared>,
+    meta: &SnapshotMeta,
+    data: SnapshotData,
+) -> Result<(), io::Error> {
+    let SnapshotData::Staged(staged) = data else {
+        return Err(io::Error::other("only a received snapshot can be installed"));
+    };
+    let Staged { state, directory } = *staged;
+    assert_eq!(
+        state.applied().map(|at| at.index),
+        meta.last_log_id.as_ref().map(|log_id| log_id.index()),
+        "a snapshot holds what its metadata says"
+    );
+    fail::fail_point!("snapshot_before_flip");
+    let (data_dir, shared_for_flip) = (Arc::clone(&shared.data_dir), Arc::clone(shared));
+    let flipped = tokio::task::spawn_blocking(move || {
+        data_dir.flip_to(directory)?;
+        let at = state.applied();
+        let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
+        drop(old);
+        Ok::<_, io::Error>(at)
+    });
+    let at = flipped.await.map_err(io::Error::other)??;
+    shared.watch_backlog();
+    if let Some(at) = at {
+        shared.advanced(at);
+    }
+    shared.observer.installed();
+    tracing::info!(index = at.map(|at| at.index), "applied snapshot");
+    Ok(())
+}
+
+/// The frames of `snapshot`, read as the receiver takes them.
+pub(crate) fn send_snapshot(
+    vote: Vote,
+    snapshot: Snapshot,
+) -> Result<impl Stream<Item = SnapshotFrame> + Send + 'static, StreamingError<TypeConfig>> {
+    let SnapshotData::Live(live) = snapshot.snapshot else {
+        return Err(NetworkError::from_string("this snapshot has nothing to send").into());
+    };
+    let header = SnapshotHeader {
+        vote: Some(codec::vote_to_pb(&vote)),
+        last_log_id: snapshot.meta.last_log_id.as_ref().map(codec::log_id_to_pb),
+        membership: Some(codec::stored_membership_to_pb(&snapshot.meta.last_membership)),
+        revision: live.reader.revision(),
+    };
+    tracing::info!(revision = header.revision, "sending database snapshot");
+    let sender = Sender { live, footer: SnapshotFooter::default(), done: false };
+    let first = SnapshotFrame { body: Some(Body::Header(header)) };
+    Ok(stream::unfold((Some(first), Some(sender)), |(first, sender)| async move {
+        if let Some(first) = first {
+            return Some((first, (None, sender)));
+        }
+        let sender = sender?;
+        let read = tokio::task::spawn_blocking(move || sender.next()).await;
+        match read {
+            Ok(Ok((frame, sender))) => Some((frame, (None, sender))),
+            // The stream ends without a footer, so the receiver refuses it and openraft tries again.
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot read the snapshot to send");
+                None
+            }
+            Err(_) => None,
+        }
+    }))
+}
+
+/// The state of a snapshot on its way out.
+struct Sender {
+    live: Box<Live>,
+    footer: SnapshotFooter,
+    done: bool,
+}
+
+impl Sender {
+    /// The next frame, and the sender unless that was the footer.
+    fn next(mut self) -> Result<(SnapshotFrame, Option<Sender>), StorageError> {
+        let backend = Arc::clone(&self.live.backend);
+        let chunk = self.live.reader.next_chunk(&backend, limits::SNAPSHOT_FRAME_BYTES)?;
+        let Some(chunk) = chunk else {
+            self.done = true;
+            tracing::info!(pairs = self.footer.pairs, "sent database snapshot");
+            return Ok((SnapshotFrame { body: Some(Body::Footer(self.footer)) }, None));
+        };
+        let mut pairs = BytesMut::with_capacity(limits::SNAPSHOT_FRAME_BYTES + 4096);
+        for (key, value) in &chunk {
+            put_bytes(&mut pairs, key);
+            put_bytes(&mut pairs, value);
+        }
+        let checksum = crc32c::crc32c_append(self.footer.checksum, &pairs);
+        let records =
+            SnapshotRecords { sequence: self.footer.frames, pairs: pairs.freeze(), checksum };
+        self.footer.frames += 1;
+        self.footer.pairs += chunk.len() as u64;
+        self.footer.checksum = checksum;
+        Ok((SnapshotFrame { body: Some(Body::Records(records)) }, Some(self)))
+    }
+}
+
+fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+    encode_varint(bytes.len() as u64, out);
+    out.put_slice(bytes);
+}
+
+fn take_bytes(from: &mut Bytes) -> Option<Bytes> {
+    let length = usize::try_from(decode_varint(from).ok()?).ok()?;
+    (length <= from.remaining()).then(|| from.split_to(length))
+}
+
+/// Receives a snapshot, installs it, and returns the vote to answer with.
+pub(crate) async fn receive_snapshot(
+    node: &Node,
+    mut frames: Streaming<SnapshotFrame>,
+) -> Result<Vote, Status> {
+    let shared = node.shared();
+    let _one_at_a_time = shared.receiving.lock().await;
+    let Some(SnapshotFrame { body: Some(Body::Header(header)) }) = next_frame(&mut frames).await?
+    else {
+        return Err(Status::invalid_argument("a snapshot begins with its header"));
+    };
+    tracing::info!(revision = header.revision, "receiving database snapshot");
+    let (vote, meta) = read_header(&header)?;
+    let mut incoming = {
+        let shared = Arc::clone(shared);
+        blocking(move || Incoming::begin(&shared)).await?
+    };
+    let footer = loop {
+        match next_frame(&mut frames).await?.and_then(|frame| frame.body) {
+            Some(Body::Records(records)) => {
+                incoming = blocking(move || incoming.take(records)).await?;
+            }
+            Some(Body::Footer(footer)) => break footer,
+            _ => return Err(Status::aborted("the snapshot ended before its footer")),
+        }
+    };
+    let options = shared.state_options;
+    let staged = blocking(move || incoming.finish(&footer, options)).await?;
+    let data = SnapshotData::Staged(Box::new(staged));
+    let installed = node.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: data });
+    let response = installed.await.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+    Ok(response.vote)
+}
+
+async fn next_frame(frames: &mut Streaming<SnapshotFrame>) -> Result<Option<SnapshotFrame>, Status> {
+    let next = tokio::time::timeout(limits::SNAPSHOT_FRAME_TIMEOUT, frames.message());
+    next.await.map_err(|_| Status::deadline_exceeded("the sender of the snapshot is silent"))?
+}
+
+fn read_header(header: &SnapshotHeader) -> Result<(Vote, SnapshotMeta), Status> {
+    let malformed = || Status::invalid_argument("malformed snapshot header");
+    let vote = header.vote.as_ref().ok_or_else(malformed)?;
+    let membership = header.membership.clone().ok_or_else(malformed)?;
+    let last_membership = codec::stored_membership_from_pb(membership).map_err(|_| malformed())?;
+    let last_log_id = header.last_log_id.map(codec::log_id_from_pb);
+    Ok((codec::vote_from_pb(vote), SnapshotMeta { last_log_id, last_membership }))
+}
+
+/// Runs `work` where it may block; its error refuses the snapshot.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Status::internal(error.to_string())),
+        Err(panic) => Err(Status::internal(panic.to_string())),
+    }
+}
+
+/// A snapshot on its way in.
+struct Incoming {
+    directory: Staging,
+    backend: Arc<SledBackend>,
+    writer: SnapshotWriter<SledBackend>,
+    footer: SnapshotFooter,
+}
+
+impl Incoming {
+    fn begin(shared: &Shared) -> Result<Incoming, StorageError> {
+        let directory = shared
+            .data_dir
+            .new_staging_dir()
+            .map_err(|error| StorageError::new("making a directory for a snapshot", error))?;
+        let options = SledOptions { cache_bytes: shared.storage_cache_bytes, ..Default::default() };
+        let backend = Arc::new(SledBackend::open(directory.path(), options)?);
+        let writer = SnapshotWriter::new(Arc::clone(&backend));
+        Ok(Incoming { directory, backend, writer, footer: SnapshotFooter::default() })
+    }
+
+    /// Verifies one frame and writes its pairs.
+    fn take(mut self, records: SnapshotRecords) -> Result<Incoming, StorageError> {
+        let checksum = crc32c::crc32c_append(self.footer.checksum, &records.pairs);
+        if checksum != records.checksum || records.sequence != self.footer.frames {
+            return Err(damaged("a frame"));
+        }
+        let mut rest = records.pairs;
+        let mut pairs = Vec::new();
+        while rest.has_remaining() {
+            let pair = take_bytes(&mut rest).and_then(|key| Some((key, take_bytes(&mut rest)?)));
+            pairs.push(pair.ok_or_else(|| damaged("a pair"))?);
+        }
+        self.footer.frames += 1;
+        self.footer.pairs += pairs.len() as u64;
+        self.footer.checksum = checksum;
+        self.writer.write(pairs)?;
+        if self.backend.backlog_bytes() > limits::STORAGE_BACKLOG_BYTES_MAX {
+            self.backend.checkpoint()?;
+        }
+        Ok(self)
+    }
+
+    /// Verifies the whole, makes it durable and opens it.
+    fn finish(
+        self,
+        footer: &SnapshotFooter,
+        options: crate::state::Options,
+    ) -> Result<Staged, StorageError> {
+        if self.footer != *footer {
+            return Err(damaged("the footer"));
+        }
+        self.writer.finish()?;
+        self.backend.checkpoint()?;
+        let state = State::open(self.backend, options)?;
+        Ok(Staged { state, directory: self.directory })
+    }
+}
+
+fn damaged(what: &str) -> StorageError {
+    let source = io::Error::new(io::ErrorKind::InvalidData, "checksum or count does not match");
+    StorageError::new(format!("receiving a snapshot: {what}"), source)
+}

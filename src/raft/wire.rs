@@ -1,0 +1,147 @@
+//! openraft's requests and answers as messages of `proto/quorate/peer.proto`.
+
+use openraft::raft::message::{TransferLeaderError, TransferLeaderResponse};
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
+    VoteRequest, VoteResponse,
+};
+
+use super::codec::{self, CodecError};
+use super::types::TypeConfig;
+use crate::pb::quorate::peer as pb;
+
+pub(crate) fn append_request_to_pb(request: AppendEntriesRequest<TypeConfig>) -> pb::AppendRequest {
+    pb::AppendRequest {
+        vote: Some(codec::vote_to_pb(&request.vote)),
+        previous: request.prev_log_id.as_ref().map(codec::log_id_to_pb),
+        entries: request.entries.iter().map(codec::entry_to_pb).collect(),
+        committed: request.leader_commit.as_ref().map(codec::log_id_to_pb),
+    }
+}
+
+pub(crate) fn append_request_from_pb(
+    request: pb::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, CodecError> {
+    let entries = request.entries.into_iter().map(codec::entry_from_pb);
+    Ok(AppendEntriesRequest {
+        vote: codec::vote_from_pb(&request.vote.ok_or(CodecError::Missing("vote"))?),
+        prev_log_id: request.previous.map(codec::log_id_from_pb),
+        entries: entries.collect::<Result<_, _>>()?,
+        leader_commit: request.committed.map(codec::log_id_from_pb),
+    })
+}
+
+pub(crate) fn append_result_to_pb(result: &StreamAppendResult<TypeConfig>) -> pb::AppendResponse {
+    let outcome = match result {
+        Ok(matched) => {
+            let log_id = matched.as_ref().map(codec::log_id_to_pb);
+            pb::append_response::Outcome::Matched(pb::MaybeLogId { log_id })
+        }
+        Err(StreamAppendError::Conflict(at)) => {
+            pb::append_response::Outcome::Conflict(codec::log_id_to_pb(at))
+        }
+        Err(StreamAppendError::HigherVote(vote)) => {
+            pb::append_response::Outcome::HigherVote(codec::vote_to_pb(vote))
+        }
+    };
+    pb::AppendResponse { outcome: Some(outcome) }
+}
+
+pub(crate) fn append_result_from_pb(
+    response: pb::AppendResponse,
+) -> Result<StreamAppendResult<TypeConfig>, CodecError> {
+    Ok(match response.outcome.ok_or(CodecError::Missing("outcome"))? {
+        pb::append_response::Outcome::Matched(matched) => {
+            Ok(matched.log_id.map(codec::log_id_from_pb))
+        }
+        pb::append_response::Outcome::Conflict(at) => {
+            Err(StreamAppendError::Conflict(codec::log_id_from_pb(at)))
+        }
+        pb::append_response::Outcome::HigherVote(vote) => {
+            Err(StreamAppendError::HigherVote(codec::vote_from_pb(&vote)))
+        }
+    })
+}
+
+pub(crate) fn vote_request_to_pb(request: &VoteRequest<TypeConfig>) -> pb::VoteRequest {
+    pb::VoteRequest {
+        vote: Some(codec::vote_to_pb(&request.vote)),
+        last_log_id: request.last_log_id.as_ref().map(codec::log_id_to_pb),
+        leadership_transfer: request.leadership_transfer,
+    }
+}
+
+pub(crate) fn vote_request_from_pb(
+    request: pb::VoteRequest,
+) -> Result<VoteRequest<TypeConfig>, CodecError> {
+    let vote = codec::vote_from_pb(&request.vote.ok_or(CodecError::Missing("vote"))?);
+    let mut asked = VoteRequest::new(vote, request.last_log_id.map(codec::log_id_from_pb));
+    asked.leadership_transfer = request.leadership_transfer;
+    Ok(asked)
+}
+
+pub(crate) fn vote_response_to_pb(response: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
+    pb::VoteResponse {
+        vote: Some(codec::vote_to_pb(&response.vote)),
+        last_log_id: response.last_log_id.as_ref().map(codec::log_id_to_pb),
+        granted: response.vote_granted,
+    }
+}
+
+pub(crate) fn vote_response_from_pb(
+    response: pb::VoteResponse,
+) -> Result<VoteResponse<TypeConfig>, CodecError> {
+    let vote = codec::vote_from_pb(&response.vote.ok_or(CodecError::Missing("vote"))?);
+    let last_log_id = response.last_log_id.map(codec::log_id_from_pb);
+    Ok(VoteResponse::new(vote, last_log_id, response.granted))
+}
+
+pub(crate) fn transfer_request_to_pb(
+    request: &TransferLeaderRequest<TypeConfig>,
+) -> pb::TransferLeaderRequest {
+    pb::TransferLeaderRequest {
+        vote: Some(codec::vote_to_pb(request.from_leader())),
+        to: *request.to_node_id(),
+        last_log_id: request.last_log_id().map(codec::log_id_to_pb),
+    }
+}
+
+pub(crate) fn transfer_request_from_pb(
+    request: pb::TransferLeaderRequest,
+) -> Result<TransferLeaderRequest<TypeConfig>, CodecError> {
+    let vote = codec::vote_from_pb(&request.vote.ok_or(CodecError::Missing("vote"))?);
+    let last_log_id = request.last_log_id.map(codec::log_id_from_pb);
+    Ok(TransferLeaderRequest::new(vote, request.to, last_log_id))
+}
+
+pub(crate) fn transfer_reply_to_pb(
+    response: &TransferLeaderResponse<TypeConfig>,
+) -> pb::TransferLeaderReply {
+    let (vote, accepted) = match response {
+        Ok(()) => (None, true),
+        Err(TransferLeaderError::VoteChanged { actual, .. }) => {
+            (Some(codec::vote_to_pb(actual)), false)
+        }
+        Err(TransferLeaderError::LogNotFlushed { .. }) => (None, false),
+    };
+    pb::TransferLeaderReply { vote, accepted }
+}
+
+pub(crate) fn transfer_reply_from_pb(
+    reply: pb::TransferLeaderReply,
+    request: &TransferLeaderRequest<TypeConfig>,
+) -> TransferLeaderResponse<TypeConfig> {
+    if reply.accepted {
+        return Ok(());
+    }
+    Err(match reply.vote {
+        Some(vote) => TransferLeaderError::VoteChanged {
+            expected: *request.from_leader(),
+            actual: codec::vote_from_pb(&vote),
+        },
+        None => TransferLeaderError::LogNotFlushed {
+            expected: request.last_log_id().copied(),
+            actual: None,
+        },
+    })
+}
