@@ -1,5 +1,7 @@
 //! Quorate: a strongly consistent, replicated key-value store that speaks the etcd v3 API.
 
+pub mod data_dir;
+pub mod identity;
 pub mod limits;
 pub mod pb;
 pub mod raft;
