@@ -95,3 +95,27 @@ pub const STREAM_PARTS_MAX: usize = 2;
 
 /// Keys in the first part of a RangeStream, as in etcd.
 pub const STREAM_FIRST_PART_KEYS: i64 = 10;
+
+/// Cache of the storage below the state, in bytes; hot values are kept by the state itself.
+pub const STORAGE_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Threads that may block on cold reads, for each serving thread.
+pub const BLOCKING_THREADS_MAX: usize = 16;
+
+/// After a failed accept.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A connection that has not sent a byte for this is dropped.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An HTTP/1 request whose head is not complete after this is dropped.
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Flow-control window of a client's call.
+pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// Flow-control window of a client's connection.
+pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Largest head of a request.
+pub const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;

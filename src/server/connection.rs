@@ -1,0 +1,123 @@
+//! One client connection: HTTP/2 with gRPC, or HTTP/1 with health, version and metrics, on one port.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+
+use super::http;
+use crate::api::Api;
+use crate::api::grpc::Body;
+use crate::config::Config;
+use crate::member::{Member, ShardSeat};
+use crate::metrics::Metrics;
+use crate::{limits, tasks};
+
+/// What every connection of one serving thread shares.
+#[derive(Clone)]
+pub(super) struct Context {
+    api: Api,
+    member: Arc<Member>,
+    metrics: Arc<Metrics>,
+    builder: auto::Builder<TokioExecutor>,
+}
+
+impl Context {
+    pub(super) fn new(
+        config: &Config,
+        member: &Arc<Member>,
+        metrics: &Arc<Metrics>,
+        seat: &ShardSeat,
+    ) -> Context {
+        let shard = Arc::clone(&seat.shard);
+        let api = Api::new(Arc::clone(member), shard, Arc::clone(metrics));
+        Context {
+            api,
+            member: Arc::clone(member),
+            metrics: Arc::clone(metrics),
+            builder: builder(config),
+        }
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let grpc = request
+            .headers()
+            .get(::http::header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        if grpc {
+            Ok(self.api.call(request).await)
+        } else {
+            Ok(http::answer(&self.member, &self.metrics, self.api.shard(), &request).await)
+        }
+    }
+}
+
+fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEADER_READ_TIMEOUT)
+        .keep_alive(true);
+    let mut http2 = builder.http2();
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(limits::HEADER_LIST_BYTES_MAX);
+    if !config.grpc_keepalive_interval.is_zero() && !config.grpc_keepalive_timeout.is_zero() {
+        http2
+            .keep_alive_interval(config.grpc_keepalive_interval)
+            .keep_alive_timeout(config.grpc_keepalive_timeout);
+    }
+    builder
+}
+
+/// Serves what the dealer hands to this thread until the member stops.
+pub(super) async fn serve_all(
+    context: Context,
+    mut connections: mpsc::UnboundedReceiver<std::net::TcpStream>,
+    stopped: watch::Receiver<bool>,
+) {
+    let mut stop = stopped.clone();
+    loop {
+        let stream = tokio::select! {
+            stream = connections.recv() => stream,
+            _ = stop.wait_for(|stopped| *stopped) => None,
+        };
+        let Some(stream) = stream else { break };
+        let Ok(stream) = TcpStream::from_std(stream) else { continue };
+        tasks::spawn("connection", serve(context.clone(), stream, stopped.clone()));
+    }
+    // Answers under way go out while the runtime lives; the server ends it.
+    std::future::pending().await
+}
+
+async fn serve(context: Context, stream: TcpStream, mut stopped: watch::Receiver<bool>) {
+    // A connection that says nothing costs a file descriptor and is not kept.
+    let first = tokio::time::timeout(limits::FIRST_BYTE_TIMEOUT, stream.readable());
+    if !matches!(first.await, Ok(Ok(()))) {
+        return;
+    }
+    let builder = context.builder.clone();
+    let service = service_fn(move |request| context.clone().answer(request));
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopped.wait_for(|stopped| *stopped) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a client's connection ended");
+    }
+}

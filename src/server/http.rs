@@ -1,0 +1,115 @@
+//! Plain HTTP on the client port: `/health`, `/version`, `/metrics`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use serde::Serialize;
+
+use crate::api::grpc::Body;
+use crate::member::{Error, Member, Shard};
+use crate::metrics::{Gauges, Metrics};
+use crate::release;
+use crate::storage::Backend;
+
+/// Answers one request that is not gRPC.
+pub(super) async fn answer(
+    member: &Member,
+    metrics: &Metrics,
+    shard: &Arc<Shard>,
+    request: &Request<Incoming>,
+) -> Response<Body> {
+    match request.uri().path() {
+        "/health" => health(member, shard, request).await,
+        "/version" => with(StatusCode::OK, "application/json", version()),
+        "/metrics" => {
+            let text = metrics.render(&gauges(member, metrics));
+            with(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+        }
+        _ => with(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n"),
+    }
+}
+
+#[derive(Serialize)]
+struct Health<'a> {
+    health: &'a str,
+    reason: &'a str,
+}
+
+/// As in etcd: healthy is who has a leader and can read; `?serializable=true` asks only for a read.
+async fn health(
+    member: &Member,
+    shard: &Arc<Shard>,
+    request: &Request<Incoming>,
+) -> Response<Body> {
+    if request.method() != Method::GET {
+        let mut response =
+            with(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "Method Not Allowed\n");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        return response;
+    }
+    let query = request.uri().query().unwrap_or_default();
+    let serializable = query.split('&').any(|pair| pair == "serializable=true");
+    let failed = if serializable {
+        None
+    } else if member.node().leadership().leader.is_none() {
+        Some("RAFT NO LEADER".to_owned())
+    } else {
+        let read = member.read_barrier(shard).await;
+        read.err().map(|error: Error| format!("RANGE ERROR:{error}"))
+    };
+    let (code, health, reason) = match &failed {
+        None => (StatusCode::OK, "true", ""),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, "false", reason.as_str()),
+    };
+    let text = serde_json::to_string(&Health { health, reason });
+    with(code, "application/json", text.expect("two strings are JSON"))
+}
+
+#[derive(Serialize)]
+struct Version {
+    etcdserver: &'static str,
+    etcdcluster: &'static str,
+    storage: &'static str,
+}
+
+fn version() -> String {
+    let version = Version {
+        etcdserver: release::ETCD_VERSION,
+        etcdcluster: release::CLUSTER_VERSION,
+        storage: release::STORAGE_VERSION,
+    };
+    serde_json::to_string(&version).expect("three strings are JSON")
+}
+
+fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
+    let node = member.node();
+    let leadership = node.leadership();
+    let state = member.state();
+    let db_bytes = state.backend().size_bytes();
+    metrics.leader_changes.store(node.leader_changes(), Relaxed);
+    Gauges {
+        has_leader: leadership.leader.is_some(),
+        is_leader: leadership.is_leader,
+        is_learner: leadership.is_learner,
+        committed: node.committed_index(),
+        applied: node.shared().applied_index(),
+        pending: member.pending_proposals(),
+        db_bytes,
+        db_bytes_in_use: state.size_in_use().min(db_bytes),
+        quota_bytes: member.options().quota_bytes.max(0).cast_unsigned(),
+        keys: state.key_count(),
+        revision: state.revision().cast_unsigned(),
+        compact_revision: state.compact_revision().max(0).cast_unsigned(),
+        member_id: member.options().member_id.0,
+    }
+}
+
+fn with(code: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::Full(Some(text.into())));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
