@@ -1,0 +1,109 @@
+//! Opening sled, and sharing it among reader threads.
+//!
+//! A sled handle may move between threads but not be shared, so readers borrow one from a pool.
+//! The gate lets the writer close and reopen sled under the readers' feet: they hold it for one
+//! read or one chunk of a scan only, never while a caller's code runs.
+//!
+//! Handles are opened with a flush interval of years. With *no* interval (`None`) sled flushes
+//! whenever any handle or iterator is dropped, on the dropping thread; and since only the writer
+//! flushes, everything it does between two flushes reaches the disk as one atomic step.
+
+use std::{io, panic, path::Path};
+
+use ::sled::{Config, Db};
+use parking_lot::{Mutex, RwLock};
+
+use super::SledOptions;
+use crate::storage::StorageError;
+
+/// Entries in a sled leaf, the unit that is read, compressed and written. Part of the disk format.
+///
+/// Measured: see "Decisions" in ARCHITECTURE.md.
+pub(super) const LEAF_FANOUT: usize = 128;
+
+/// The one type of sled database used here.
+pub(super) type Database = Db<LEAF_FANOUT>;
+
+/// zstd level of leaves: higher ones cost more than the disk they save.
+const COMPRESSION_LEVEL: i32 = 1;
+
+/// The writer flushes; sled's own flusher must not.
+const NEVER_MS: usize = 10 * 365 * 24 * 3600 * 1000;
+
+/// Opens or creates the database in `dir`.
+pub(super) fn open_database(dir: &Path, options: &SledOptions) -> Result<Database, StorageError> {
+    let config = Config::new()
+        .path(dir)
+        .cache_capacity_bytes(options.cache_bytes)
+        .zstd_compression_level(COMPRESSION_LEVEL)
+        .flush_every_ms(Some(NEVER_MS));
+    let action = || format!("open the state in {}", dir.display());
+    // sled asserts on metadata that contradicts itself. Where panics abort the process this adds
+    // nothing, which is why `manifest` looks for known damage before sled does.
+    match panic::catch_unwind(|| config.open::<LEAF_FANOUT>()) {
+        Ok(Ok(database)) => Ok(database),
+        Ok(Err(source)) => Err(StorageError::new(action(), source)),
+        Err(_) => {
+            let reason = "its metadata contradicts itself; restore this member from a peer";
+            Err(StorageError::new(action(), io::Error::new(io::ErrorKind::InvalidData, reason)))
+        }
+    }
+}
+
+/// An open database, shared by readers.
+struct Open {
+    master: Mutex<Database>,
+    idle: Mutex<Vec<Database>>,
+}
+
+/// The readers' way to sled; closed while the writer reopens it.
+pub(super) struct Handles {
+    gate: RwLock<Option<Open>>,
+}
+
+impl Handles {
+    /// Shares `database`.
+    pub(super) fn new(database: &Database) -> Self {
+        Handles { gate: RwLock::new(Some(Open::new(database))) }
+    }
+
+    /// Runs `read` with a handle of this thread's own. It must be short: it can delay a reopen.
+    pub(super) fn with<R>(&self, read: impl FnOnce(&Database) -> io::Result<R>) -> io::Result<R> {
+        let gate = self.gate.read();
+        let Some(open) = gate.as_ref() else {
+            return Err(io::Error::other("the store is closed"));
+        };
+        let idle = open.idle.lock().pop();
+        let handle = idle.unwrap_or_else(|| open.master.lock().clone());
+        let result = read(&handle);
+        open.idle.lock().push(handle);
+        result
+    }
+
+    /// Closes the readers' handles, lets `reopen` make a new database, and shares that.
+    ///
+    /// Readers wait meanwhile. If `reopen` fails they stay closed.
+    pub(super) fn reopen(
+        &self,
+        reopen: impl FnOnce() -> Result<Database, StorageError>,
+    ) -> Result<Database, StorageError> {
+        let mut gate = self.gate.write();
+        drop(gate.take());
+        let database = reopen()?;
+        *gate = Some(Open::new(&database));
+        Ok(database)
+    }
+
+    /// Abandons the database without closing it.
+    ///
+    /// After a failed flush sled would wait forever for that flush when it is dropped.
+    pub(super) fn leak(&self) {
+        std::mem::forget(self.gate.write().take());
+    }
+}
+
+impl Open {
+    fn new(database: &Database) -> Self {
+        Open { master: Mutex::new(database.clone()), idle: Mutex::default() }
+    }
+}

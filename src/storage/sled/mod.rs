@@ -1,0 +1,256 @@
+//! State on disk, in sled 1.0-alpha: an overlay in front, one writer thread behind.
+//!
+//! ```text
+//! commit ──▶ overlay + queue ──▶ writer ──▶ sled leaves ──flush──▶ slabs, metadata ──▶ CHECKPOINT
+//! get    ──▶ overlay, else sled (a pooled handle)                  (fsynced)          (fsynced)
+//! scan   ──▶ overlay merged with sled, a chunk at a time
+//! ```
+//!
+//! What sled alone does not give, and how this folder adds it:
+//! - *No waiting.* sled blocks writers while it flushes. Commits go to a queue; the overlay makes
+//!   them visible at once (`overlay`, `queue`).
+//! - *One writer.* Concurrent batches can deadlock in sled; only `writer` writes.
+//! - *An exact prefix.* Only `writer` flushes, between commits, and a flush is atomic in sled.
+//! - *Bounded memory.* sled never evicts a leaf that was written since it was opened, so `writer`
+//!   reopens it after [`SledOptions::reopen_bytes`] (`handles`).
+//! - *Found damage.* `manifest` notes after each flush what the files must hold.
+//!
+//! **Invariant:** what opens is every commit up to some number, at least that of the manifest.
+
+mod handles;
+mod manifest;
+mod overlay;
+mod queue;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs, io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use ::sled::InlineArray;
+use bytes::Bytes;
+
+use self::{
+    handles::{Handles, open_database},
+    manifest::Manifest,
+    queue::Queue,
+    writer::{Shared, Writer, disk_bytes},
+};
+use crate::storage::{Backend, Batch, StorageError};
+
+/// Where the number of the last commit is kept: first of all keys, hidden from callers.
+const SEQ_KEY: &[u8] = b"!seq";
+
+/// sled's own directory below ours.
+const DATABASE: &str = "sled";
+
+/// A scan copies about this many bytes of pairs before it visits them with nothing locked.
+const SCAN_CHUNK_BYTES: usize = 256 * 1024;
+
+/// Pairs at most in such a chunk.
+const SCAN_CHUNK_PAIRS: usize = 4096;
+
+/// What may be tuned.
+#[derive(Debug, Clone)]
+pub struct SledOptions {
+    /// Bytes of leaves that sled keeps in memory after reading them from disk.
+    pub cache_bytes: usize,
+    /// Flush when the oldest unflushed commit is this old.
+    pub flush_interval: Duration,
+    /// Flush when this many writes are unflushed: bounds the length of a flush.
+    pub flush_writes_max: usize,
+    /// Flush when this many bytes are unflushed.
+    pub flush_bytes_max: usize,
+    /// Reopen sled after this many written bytes: it keeps all of them in memory until then.
+    pub reopen_bytes: usize,
+}
+
+impl Default for SledOptions {
+    fn default() -> Self {
+        SledOptions {
+            cache_bytes: 16 << 20,
+            flush_interval: Duration::from_secs(1),
+            flush_writes_max: 100_000,
+            flush_bytes_max: 16 << 20,
+            reopen_bytes: 48 << 20,
+        }
+    }
+}
+
+/// A directory that holds an ordered map of bytes.
+pub struct SledBackend {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+    dir: PathBuf,
+}
+
+impl SledBackend {
+    /// Opens or creates the store in `dir`, which must have no other user.
+    pub fn open(dir: impl AsRef<Path>, options: SledOptions) -> Result<Self, StorageError> {
+        let dir = dir.as_ref();
+        let database_dir = dir.join(DATABASE);
+        let failed =
+            |error| StorageError::new(format!("open the state in {}", dir.display()), error);
+        fs::create_dir_all(dir).map_err(failed)?;
+        let manifest = Manifest::load(dir)?;
+        if let Some(manifest) = &manifest {
+            manifest.verify(&database_dir).map_err(failed)?;
+        }
+        let database = open_database(&database_dir, &options)?;
+        let seq = stored_seq(&database).and_then(|seq| check_seq(seq, manifest.as_ref()));
+        let seq = seq.map_err(failed)?;
+        manifest::sync_names(dir, &database_dir).map_err(failed)?;
+        let noted = Manifest::observe(&database_dir, seq).and_then(|noted| noted.store(dir));
+        noted.map_err(failed)?;
+
+        let shared = Arc::new(Shared {
+            queue: Queue::new(seq),
+            handles: Handles::new(&database),
+            size_bytes: AtomicU64::new(disk_bytes(dir).map_err(failed)?),
+        });
+        let writer = Writer::new(shared.clone(), database, (dir, &database_dir), options, seq);
+        let thread = thread::Builder::new().name("storage-writer".to_owned());
+        let writer = thread.spawn(move || writer.run()).map_err(failed)?;
+        Ok(SledBackend { shared, writer: Some(writer), dir: dir.to_owned() })
+    }
+
+    fn failed(&self, error: io::Error) -> StorageError {
+        let error = StorageError::new(format!("read the state in {}", self.dir.display()), error);
+        self.shared.queue.fail(&error);
+        error
+    }
+
+    /// Pairs of sled from `start` on, until the chunk is full; an empty one means there are none.
+    fn chunk(
+        &self,
+        start: &[u8],
+        end: &[u8],
+    ) -> Result<Vec<(InlineArray, InlineArray)>, StorageError> {
+        let read = self.shared.handles.with(|database| {
+            let mut pairs = Vec::new();
+            let mut bytes = 0;
+            for pair in database.range(start..end) {
+                let (key, value) = pair?;
+                bytes += key.len() + value.len();
+                pairs.push((key, value));
+                if bytes >= SCAN_CHUNK_BYTES || pairs.len() >= SCAN_CHUNK_PAIRS {
+                    break;
+                }
+            }
+            Ok(pairs)
+        });
+        read.map_err(|error| self.failed(error))
+    }
+}
+
+impl Backend for SledBackend {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.shared.queue.check()?;
+        if let Some(pending) = self.shared.queue.overlay().read().get(key) {
+            return Ok(pending);
+        }
+        let read = self.shared.handles.with(|database| database.get(key));
+        let value = read.map_err(|error| self.failed(error))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        self.shared.queue.check()?;
+        if start >= end {
+            return Ok(());
+        }
+        // The overlay first: what leaves it later is in sled by then, and is seen there.
+        let pending = self.shared.queue.overlay().read().range(start, end);
+        let mut pending = pending.into_iter().peekable();
+        let mut from = start.to_vec();
+        loop {
+            let chunk = self.chunk(&from, end)?;
+            for (key, value) in &chunk {
+                while let Some((ahead, written)) = pending.next_if(|(ahead, _)| **ahead < **key) {
+                    if written.is_some_and(|value| visit(&ahead, &value).is_break()) {
+                        return Ok(());
+                    }
+                }
+                let flow = match pending.next_if(|(ahead, _)| **ahead == **key) {
+                    Some((_, Some(written))) => visit(key, &written),
+                    Some((_, None)) => ControlFlow::Continue(()),
+                    None if &**key == SEQ_KEY => ControlFlow::Continue(()),
+                    None => visit(key, value),
+                };
+                if flow.is_break() {
+                    return Ok(());
+                }
+            }
+            let Some((last, _)) = chunk.last() else { break };
+            from.clear();
+            from.extend_from_slice(last);
+            from.push(0); // The next possible key.
+        }
+        for (key, written) in pending {
+            if written.is_some_and(|value| visit(&key, &value).is_break()) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StorageError> {
+        self.shared.queue.push(batch)
+    }
+
+    fn checkpoint(&self) -> Result<(), StorageError> {
+        self.shared.queue.checkpoint()
+    }
+
+    fn backlog_bytes(&self) -> usize {
+        self.shared.queue.backlog_bytes()
+    }
+
+    fn on_drain(&self, below_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) {
+        self.shared.queue.on_drain(below_bytes, wake);
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.shared.size_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for SledBackend {
+    /// Flushes what was committed, and closes.
+    fn drop(&mut self) {
+        self.shared.queue.stop();
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            self.shared.handles.leak();
+        }
+    }
+}
+
+fn stored_seq(database: &handles::Database) -> io::Result<u64> {
+    let Some(value) = database.get(SEQ_KEY)? else { return Ok(0) };
+    let bytes = <[u8; 8]>::try_from(&*value);
+    bytes.map(u64::from_be_bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+fn check_seq(seq: u64, manifest: Option<&Manifest>) -> io::Result<u64> {
+    let problem = match manifest {
+        None if seq > 0 => "its CHECKPOINT file is missing",
+        Some(manifest) if seq < manifest.seq() => "the state is older than its checkpoint",
+        _ => return Ok(seq),
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, problem))
+}

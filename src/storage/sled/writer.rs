@@ -1,0 +1,227 @@
+//! The one thread that writes to sled: merges queued commits, applies them, flushes, reopens.
+//!
+//! One thread, because sled's batches can deadlock with each other, and because nothing else may
+//! flush: a flush ends an epoch, and sled recovers whole epochs only. So a group of commits is
+//! atomic on disk however many sled calls it takes. Readers do not see a group half applied
+//! either: the overlay answers for its keys until all of it is in sled.
+//!
+//! While it flushes or reopens, commits pile up in the queue and in the overlay; nobody waits but
+//! who asked for a checkpoint.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    SEQ_KEY, SledOptions,
+    handles::{Database, Handles, open_database},
+    manifest::Manifest,
+    queue::{Commit, Queue, Work},
+};
+use crate::storage::StorageError;
+
+/// A reopen may take this part of the time between two of them: they are rarer on a slow disk.
+const REOPEN_DUTY: u32 = 50;
+
+/// What the writer shares with everybody else.
+pub(super) struct Shared {
+    /// Commits on their way to sled.
+    pub(super) queue: Queue,
+    /// The readers' way to sled.
+    pub(super) handles: Handles,
+    /// Bytes on disk after the last flush.
+    pub(super) size_bytes: AtomicU64,
+}
+
+/// The state of the writer thread.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    /// `None` only while reopening.
+    database: Option<Database>,
+    dir: PathBuf,
+    database_dir: PathBuf,
+    options: SledOptions,
+    applied_seq: u64,
+    unflushed: Written,
+    since_open: Written,
+    opened: Instant,
+    reopen_time: Duration,
+}
+
+/// How much was applied to sled since some moment.
+#[derive(Default)]
+struct Written {
+    first: Option<Instant>,
+    writes: usize,
+    bytes: usize,
+}
+
+impl Writer {
+    /// A writer for `database`, which holds every commit up to `seq`.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        database: Database,
+        (dir, database_dir): (&Path, &Path),
+        options: SledOptions,
+        seq: u64,
+    ) -> Self {
+        Writer {
+            shared,
+            database: Some(database),
+            dir: dir.to_owned(),
+            database_dir: database_dir.to_owned(),
+            options,
+            applied_seq: seq,
+            unflushed: Written::default(),
+            since_open: Written::default(),
+            opened: now(),
+            reopen_time: Duration::ZERO,
+        }
+    }
+
+    /// Works until it is told to stop or something fails; a failure is told to everybody.
+    pub(super) fn run(mut self) {
+        if let Err(error) = self.work() {
+            self.shared.queue.fail(&error);
+            self.shared.handles.leak();
+            std::mem::forget(self.database.take());
+        }
+    }
+
+    fn work(&mut self) -> Result<(), StorageError> {
+        loop {
+            let flush_at = self.unflushed.first.map(|first| first + self.options.flush_interval);
+            match self.shared.queue.next(flush_at) {
+                Work::Apply(commits) => {
+                    self.apply(commits).map_err(|error| self.failed("write to", error))?;
+                    if self.flush_due() {
+                        self.flush_and_reopen()?;
+                    }
+                }
+                Work::Flush => self.flush_and_reopen()?,
+                Work::Stop => return self.flush(),
+            }
+        }
+    }
+
+    fn apply(&mut self, commits: Vec<Commit>) -> io::Result<()> {
+        let backlog_bytes = commits.iter().map(|commit| commit.bytes).sum();
+        let writes = commits.iter().map(|commit| commit.batch.writes.len()).sum();
+        let mut merged: BTreeMap<Bytes, (u64, Option<Bytes>)> = BTreeMap::new();
+        for commit in commits {
+            self.applied_seq = commit.seq;
+            for (key, value) in commit.batch.writes {
+                merged.insert(key, (commit.seq, value));
+            }
+        }
+        let database = self.database.as_ref().expect("only taken while reopening");
+        let mut puts = ::sled::Batch::default();
+        puts.insert(SEQ_KEY, &self.applied_seq.to_be_bytes());
+        for (key, (_, value)) in &merged {
+            if let Some(value) = value {
+                puts.insert(key.as_ref(), value.as_ref());
+            }
+        }
+        database.apply_batch(puts)?;
+        // One by one: in a batch sled would keep a leaf that becomes empty, for ever.
+        for (key, _) in merged.iter().filter(|(_, (_, value))| value.is_none()) {
+            database.remove(key)?;
+        }
+        self.unflushed.add(writes, backlog_bytes);
+        self.since_open.add(writes, backlog_bytes);
+        let applied: Vec<(Bytes, u64)> =
+            merged.into_iter().map(|(key, (seq, _))| (key, seq)).collect();
+        self.shared.queue.settled(&applied, backlog_bytes);
+        Ok(())
+    }
+
+    fn flush_due(&self) -> bool {
+        self.unflushed.writes >= self.options.flush_writes_max
+            || self.unflushed.bytes >= self.options.flush_bytes_max
+            || self.unflushed.first.is_some_and(|at| now() >= at + self.options.flush_interval)
+    }
+
+    fn flush_and_reopen(&mut self) -> Result<(), StorageError> {
+        self.flush()?;
+        let quiet = now() - self.opened >= self.reopen_time * REOPEN_DUTY;
+        let full = self.since_open.bytes >= self.options.reopen_bytes;
+        if full && (quiet || self.since_open.bytes >= 4 * self.options.reopen_bytes) {
+            self.reopen()?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything applied so far durable and notes it in the manifest.
+    fn flush(&mut self) -> Result<(), StorageError> {
+        let database = self.database.as_ref().expect("only taken while reopening");
+        let flushed = database.flush().and_then(|_| {
+            Manifest::observe(&self.database_dir, self.applied_seq)?.store(&self.dir)?;
+            disk_bytes(&self.dir)
+        });
+        let size_bytes = flushed.map_err(|error| self.failed("flush", error))?;
+        self.shared.size_bytes.store(size_bytes, Ordering::Relaxed);
+        self.unflushed = Written::default();
+        self.shared.queue.durable(self.applied_seq);
+        Ok(())
+    }
+
+    /// Closes and opens sled: the only way to make this version give memory back.
+    ///
+    /// It never evicts a leaf that was written since it was opened, whatever its cache size.
+    fn reopen(&mut self) -> Result<(), StorageError> {
+        let begun = now();
+        let (database, dir, options) = (&mut self.database, &self.database_dir, &self.options);
+        let opened = self.shared.handles.reopen(|| {
+            drop(database.take());
+            open_database(dir, options)
+        })?;
+        self.database = Some(opened);
+        self.since_open = Written::default();
+        self.opened = now();
+        self.reopen_time = self.opened - begun;
+        Ok(())
+    }
+
+    fn failed(&self, verb: &str, error: io::Error) -> StorageError {
+        StorageError::new(format!("{verb} the state in {}", self.dir.display()), error)
+    }
+}
+
+impl Written {
+    fn add(&mut self, writes: usize, bytes: usize) {
+        self.first.get_or_insert_with(now);
+        self.writes += writes;
+        self.bytes += bytes;
+    }
+}
+
+/// Bytes that the files below `dir` occupy.
+pub(super) fn disk_bytes(dir: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let mut sum = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        sum += match entry.metadata() {
+            // sled removes files in the background.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Ok(metadata) if metadata.is_dir() => disk_bytes(&entry.path())?,
+            metadata => metadata?.blocks() * 512,
+        };
+    }
+    Ok(sum)
+}
+
+#[expect(clippy::disallowed_methods, reason = "paces flushes; no effect on what is stored")]
+fn now() -> Instant {
+    Instant::now()
+}
