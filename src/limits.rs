@@ -14,3 +14,9 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// Default of `--max-txn-ops`: a Txn with more compares or operations is refused.
 pub const TXN_OPS_MAX_DEFAULT: usize = 128;
+
+/// Keys that a Range looks at before it lets go of the state for a moment.
+pub const RANGE_STEP_KEYS_MAX: usize = 4096;
+
+/// Aim for the bytes that a Range copies before it lets go of the state for a moment.
+pub const RANGE_STEP_BYTES_MAX: usize = 1024 * 1024;
