@@ -119,3 +119,9 @@ pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Largest head of a request.
 pub const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+
+/// Keys that a Range looks at before it lets go of the state for a moment.
+pub const RANGE_STEP_KEYS_MAX: usize = 4096;
+
+/// Aim for the bytes that a Range copies before it lets go of the state for a moment.
+pub const RANGE_STEP_BYTES_MAX: usize = 1024 * 1024;

@@ -1,0 +1,113 @@
+//! What applying a command yields: answers for the client and events for the watchers.
+//!
+//! Every pair in here is the encoded `mvccpb.KeyValue` that is also on disk, so that an answer, an
+//! event and the hash share the same bytes and nobody encodes a pair twice.
+
+use bytes::Bytes;
+
+use super::error::RequestError;
+use super::revision::Revision;
+
+/// The result of one command of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The answer, or the refusal that every member agrees on.
+    pub outcome: Result<Response, RequestError>,
+    /// What `header.revision` of the answer says.
+    pub revision: i64,
+    /// One event for each key that changed, in the order of their revisions.
+    pub events: Vec<Event>,
+}
+
+/// The answer to a command, or to an operation inside a Txn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Response {
+    /// The key is written.
+    Put(PutAnswer),
+    /// The keys are gone.
+    DeleteRange(DeleteRangeAnswer),
+    /// The keys that were read; only inside a Txn.
+    Range(RangeAnswer),
+    /// The branch that was taken.
+    Txn(TxnAnswer),
+    /// The history below the revision is no longer readable.
+    Compact,
+    /// The member's name and client URLs are known.
+    PublishMember,
+}
+
+/// The answer to a Put.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PutAnswer {
+    /// The encoded pair that was overwritten, if it was asked for and was there.
+    pub prev_kv: Option<Bytes>,
+}
+
+/// The answer to a DeleteRange.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeleteRangeAnswer {
+    /// How many keys were deleted.
+    pub deleted: i64,
+    /// The encoded pairs that were deleted, in key order, if they were asked for.
+    pub prev_kvs: Vec<Bytes>,
+}
+
+/// The answer to a Range.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RangeAnswer {
+    /// The pairs as field 2 of `RangeResponse`: tag, length and encoded pair, one after another,
+    /// ready to be copied into the response as they are.
+    pub kvs: Bytes,
+    /// How many pairs `kvs` holds.
+    pub len: usize,
+    /// All live keys of the range at the revision, whatever the limit and the filters.
+    pub count: i64,
+    /// Whether the limit left pairs out.
+    pub more: bool,
+}
+
+/// The answer to a Txn.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TxnAnswer {
+    /// Whether all compares held.
+    pub succeeded: bool,
+    /// The answers of the branch that was taken, one for each operation.
+    pub responses: Vec<OpResponse>,
+}
+
+/// The answer to one operation of a Txn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpResponse {
+    /// The only field of the operation's header. As in etcd: 0 for a nested Txn.
+    pub revision: i64,
+    /// The answer itself.
+    pub response: Response,
+}
+
+/// What happened to a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// It was written.
+    Put,
+    /// It was deleted.
+    Delete,
+}
+
+/// A change of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// The key; shares the bytes of `kv`.
+    pub key: Bytes,
+    /// The encoded `mvccpb.KeyValue`; of a delete it holds only the key and the mod revision.
+    pub kv: Bytes,
+    /// When it happened, and its place within that revision.
+    pub revision: Revision,
+    /// The revision that created the key; 0 for a delete.
+    pub create_revision: i64,
+    /// Counts the writes since the key was created; 0 for a delete.
+    pub version: i64,
+    /// Where the pair that this event replaced is recorded; none if the key was not there.
+    pub prev: Option<Revision>,
+}

@@ -1,0 +1,161 @@
+//! Opening a state: the index is rebuilt from the records.
+//!
+//! Two scans: the first finds the versions of every key, the second fetches the newest pairs as far
+//! as the budget goes. Nothing else is kept of a former life, so a crash has nothing to repair.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use prost::Message;
+
+use super::answer::EventKind;
+use super::compact::Compaction;
+use super::key_range::KeyRange;
+use super::mvcc::entry::Version;
+use super::mvcc::index::{Index, Walk, Written};
+use super::mvcc::record::{self, Pair};
+use super::pins::Pins;
+use super::revision::Revision;
+use super::schema::{self, Progress, damaged};
+use super::{Options, State};
+use crate::pb::quorate::command::PublishMember;
+use crate::storage::{Backend, Batch, StorageError};
+
+/// The revision of a store in which nothing has changed yet. As in etcd.
+const REVISION_FRESH: i64 = 1;
+/// The compact revision of a store that was never compacted. As in etcd.
+const COMPACT_REVISION_NONE: i64 = -1;
+
+impl<B: Backend> State<B> {
+    /// Opens the state that `backend` holds, or a fresh one.
+    pub fn open(backend: Arc<B>, options: Options) -> Result<Self, StorageError> {
+        ensure_format(&*backend)?;
+        let progress = backend.get(schema::POSITION)?;
+        let progress = progress.map(|value| Progress::decode(&value)).transpose()?;
+        let compact = backend.get(schema::COMPACT)?;
+        let compact = compact.map(|value| schema::decode_compact(&value)).transpose()?;
+        let (requested, finished) =
+            compact.unwrap_or((COMPACT_REVISION_NONE, COMPACT_REVISION_NONE));
+        let revision = progress.map_or(REVISION_FRESH, |progress| progress.revision);
+        let mut index = read_index(&*backend, options, revision)?;
+        warm_index(&*backend, &mut index, options)?;
+        Ok(State {
+            index,
+            revision,
+            applied: progress.map(|progress| progress.position),
+            time_unix_ms: progress.map_or(0, |progress| progress.time_unix_ms),
+            membership: backend.get(schema::MEMBERSHIP)?.unwrap_or_default(),
+            members: read_members(&*backend)?,
+            compaction: Compaction::new(requested, finished),
+            pins: Pins::default(),
+            backend,
+        })
+    }
+}
+
+fn ensure_format<B: Backend>(backend: &B) -> Result<(), StorageError> {
+    match backend.get(schema::FORMAT)? {
+        Some(format) if *format == [schema::FORMAT_NUMBER] => Ok(()),
+        Some(format) => Err(damaged(format!(
+            "the data was written in format {:?}, this release reads format {}",
+            &format[..],
+            schema::FORMAT_NUMBER
+        ))),
+        None => {
+            let mut batch = Batch::default();
+            batch.put(schema::FORMAT, vec![schema::FORMAT_NUMBER]);
+            backend.commit(batch)
+        }
+    }
+}
+
+fn read_members<B: Backend>(backend: &B) -> Result<BTreeMap<u64, PublishMember>, StorageError> {
+    let (start, end) = schema::member_keys();
+    let mut members = BTreeMap::new();
+    let mut torn = false;
+    backend.scan(start, end, &mut |_, value| match PublishMember::decode(value) {
+        Ok(member) => {
+            members.insert(member.member_id, member);
+            ControlFlow::Continue(())
+        }
+        Err(_) => {
+            torn = true;
+            ControlFlow::Break(())
+        }
+    })?;
+    if torn { Err(damaged("a published member is malformed")) } else { Ok(members) }
+}
+
+fn read_index<B: Backend>(
+    backend: &B,
+    options: Options,
+    revision: i64,
+) -> Result<Index, StorageError> {
+    let mut index = Index::new(options.value_cache_bytes);
+    let mut torn = None;
+    let records = (schema::record_key(Revision::default()), schema::RECORDS_END);
+    backend.scan(&records.0, records.1, &mut |key, value| {
+        let added = schema::record_revision(key)
+            .filter(|at| at.main <= revision)
+            .and_then(|at| add_record(&mut index, at, value));
+        if added.is_none() {
+            torn = Some(damaged(format!("the record at key {key:02x?} is malformed")));
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    torn.map_or(Ok(index), Err)
+}
+
+fn add_record(index: &mut Index, at: Revision, value: &[u8]) -> Option<()> {
+    let (kind, kv) = record::split(value)?;
+    let pair = Pair::decode(kv)?;
+    let is_put = kind == EventKind::Put;
+    if pair.mod_revision != at.main || pair.key.is_empty() || is_put != (pair.version > 0) {
+        return None;
+    }
+    let version = Version {
+        main: at.main,
+        sub: at.sub,
+        create: pair.create_revision,
+        number: pair.version,
+        len: u32::try_from(kv.len()).ok()?,
+    };
+    index.write(pair.key, |_| Written { version, cached: None, answer: () });
+    Some(())
+}
+
+/// Reads the newest pairs back into memory, as many as the budget holds.
+fn warm_index<B: Backend>(
+    backend: &B,
+    index: &mut Index,
+    options: Options,
+) -> Result<(), StorageError> {
+    let mut live = Vec::new();
+    let all = KeyRange::Span { start: b"", end: None };
+    let _ = index.visit(all, Walk { live_only: true, backwards: false }, |entry| {
+        if entry.latest().is_live() {
+            live.push((entry.latest().revision(), entry.latest().len as usize));
+        }
+        ControlFlow::Continue(())
+    });
+    live.sort_unstable_by(|a, b| b.cmp(a));
+    let mut budget = options.value_cache_bytes;
+    let mut oldest = None;
+    for (revision, len) in live {
+        match budget.checked_sub(len) {
+            Some(left) => (budget, oldest) = (left, Some(revision)),
+            None => break,
+        }
+    }
+    let Some(oldest) = oldest else {
+        return Ok(());
+    };
+    backend.scan(&schema::record_key(oldest), schema::RECORDS_END, &mut |key, value| {
+        let revision = schema::record_revision(key).expect("the first scan read this key");
+        let (_, kv) = record::split(value).expect("the first scan read this record");
+        index.warm(revision, kv);
+        ControlFlow::Continue(())
+    })
+}

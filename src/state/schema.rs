@@ -1,0 +1,144 @@
+//! What lies where in the storage: the keys of records and of the state's own facts.
+//!
+//! ```text
+//! r <main: 8 bytes BE> <sub: 4 bytes BE>  →  <kind: 1 byte> <encoded mvccpb.KeyValue>
+//! mcompact                                →  requested, finished        (i64 BE each)
+//! mformat                                 →  the number of this layout  (1 byte)
+//! mmember/ <id: 8 bytes BE>               →  encoded quorate.command.PublishMember
+//! mmembership                             →  raft's membership, opaque to the state
+//! mposition                               →  index, term, leader, clock, revision (u64 BE each)
+//! ```
+//! Records are in revision order, so history is a scan. Everything that one log entry changes is
+//! committed in one batch together with `mposition`.
+
+use std::io;
+
+use bytes::Bytes;
+
+use super::revision::{Position, Revision};
+use crate::storage::{Backend, StorageError};
+
+/// The layout that this release reads and writes.
+pub(super) const FORMAT_NUMBER: u8 = 1;
+pub(super) const FORMAT: &[u8] = b"mformat";
+pub(super) const POSITION: &[u8] = b"mposition";
+pub(super) const MEMBERSHIP: &[u8] = b"mmembership";
+pub(super) const COMPACT: &[u8] = b"mcompact";
+const MEMBER_PREFIX: &[u8] = b"mmember/";
+const MEMBER_END: &[u8] = b"mmember0";
+
+/// The first byte of every record's key.
+pub(super) const RECORD_PREFIX: u8 = b'r';
+/// The first key after all records.
+pub(super) const RECORDS_END: &[u8] = b"s";
+/// The length of a record's key.
+pub(super) const RECORD_KEY_BYTES: usize = 13;
+
+/// The storage key of the record at `revision`.
+pub(super) fn record_key(revision: Revision) -> [u8; RECORD_KEY_BYTES] {
+    let mut key = [RECORD_PREFIX; RECORD_KEY_BYTES];
+    key[1..9].copy_from_slice(&revision.main.to_be_bytes());
+    key[9..].copy_from_slice(&revision.sub.to_be_bytes());
+    key
+}
+
+/// The revision that a record's storage key names.
+pub(super) fn record_revision(key: &[u8]) -> Option<Revision> {
+    let (main, sub) = key.strip_prefix(&[RECORD_PREFIX])?.split_first_chunk::<8>()?;
+    let main = i64::from_be_bytes(*main);
+    let sub = u32::from_be_bytes(sub.try_into().ok()?);
+    Some(Revision { main, sub })
+}
+
+/// Reads the record at `revision`, which must be there.
+pub(super) fn read_record<B: Backend>(
+    backend: &B,
+    revision: Revision,
+) -> Result<Bytes, StorageError> {
+    let record = backend.get(&record_key(revision))?;
+    record.ok_or_else(|| damaged(format!("no record at revision {}", revision.main)))
+}
+
+/// The storage key of what a member published about itself.
+pub(super) fn member_key(member_id: u64) -> Bytes {
+    let mut key = MEMBER_PREFIX.to_vec();
+    key.extend_from_slice(&member_id.to_be_bytes());
+    Bytes::from(key)
+}
+
+/// All storage keys that [`member_key`] can give.
+pub(super) const fn member_keys() -> (&'static [u8], &'static [u8]) {
+    (MEMBER_PREFIX, MEMBER_END)
+}
+
+/// How far the log is applied, what the clock said, and the revision that came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) position: Position,
+    pub(super) time_unix_ms: u64,
+    pub(super) revision: i64,
+}
+
+impl Progress {
+    pub(super) fn encode(&self) -> Bytes {
+        let position = self.position;
+        let revision = u64::try_from(self.revision).expect("revisions are positive");
+        let words = [position.index, position.term, position.leader, self.time_unix_ms, revision];
+        Bytes::from(words.map(u64::to_be_bytes).concat())
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, StorageError> {
+        let words = words::<5>(bytes).ok_or_else(|| damaged("mposition is malformed"))?;
+        let [index, term, leader, time_unix_ms, revision] = words;
+        let revision = i64::try_from(revision).map_err(|_| damaged("mposition is malformed"))?;
+        Ok(Progress { position: Position { index, term, leader }, time_unix_ms, revision })
+    }
+}
+
+/// The value of `mcompact`.
+pub(super) fn encode_compact(requested: i64, finished: i64) -> Bytes {
+    Bytes::from([requested.to_be_bytes(), finished.to_be_bytes()].concat())
+}
+
+/// The inverse of [`encode_compact`].
+pub(super) fn decode_compact(bytes: &[u8]) -> Result<(i64, i64), StorageError> {
+    let [requested, finished] =
+        words::<2>(bytes).ok_or_else(|| damaged("mcompact is malformed"))?;
+    Ok((requested.cast_signed(), finished.cast_signed()))
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let chunks: &[[u8; 8]; N] = chunks.try_into().ok()?;
+    rest.is_empty().then(|| chunks.map(u64::from_be_bytes))
+}
+
+/// The storage holds something that no version of this program wrote.
+pub(super) fn damaged(what: impl Into<String>) -> StorageError {
+    StorageError::new("reading the state", io::Error::new(io::ErrorKind::InvalidData, what.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_keys_sort_by_revision_and_read_back() {
+        let revisions = [(1, 0), (1, 1), (1, 256), (2, 0), (255, 9), (256, 0), (i64::MAX, 7)];
+        let revisions = revisions.map(|(main, sub)| Revision { main, sub });
+        let keys = revisions.map(record_key);
+        assert!(keys.is_sorted());
+        assert_eq!(keys.map(|key| record_revision(&key)), revisions.map(Some));
+        assert_eq!(record_revision(b"r123"), None);
+        assert_eq!(record_revision(&keys[0][1..]), None);
+    }
+
+    #[test]
+    fn progress_reads_back() {
+        let position = Position { index: 7, term: 2, leader: u64::MAX };
+        let progress = Progress { position, time_unix_ms: 99, revision: 12 };
+        assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
+        assert!(Progress::decode(b"short").is_err());
+        assert_eq!(decode_compact(&encode_compact(-1, 5)).unwrap(), (-1, 5));
+    }
+}

@@ -1,0 +1,220 @@
+//! The transaction in which keys change: everything in it happens at one revision.
+//!
+//! A Put, a DeleteRange and a Txn all compile to it. All checks come before the first write, for
+//! nothing can be taken back.
+
+use bytes::Bytes;
+
+use super::State;
+use super::answer::{DeleteRangeAnswer, Event, EventKind, PutAnswer, RangeAnswer};
+use super::error::RequestError;
+use super::key_range::KeyRange;
+use super::mvcc::entry::Version;
+use super::mvcc::index::{Walk, Written};
+use super::mvcc::record::{self, Pair, Record};
+use super::range::{RangePlan, View, read_with};
+use super::revision::Revision;
+use super::schema;
+use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
+use crate::storage::{Backend, Batch, StorageError};
+
+/// What the commands of one log entry have written so far.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Records, in revision order.
+    pub(super) records: Batch,
+    /// Facts of the state itself.
+    pub(super) facts: Batch,
+}
+
+impl Pending {
+    /// The value of a record of this entry.
+    fn record(&self, revision: Revision) -> Option<Bytes> {
+        let key = schema::record_key(revision);
+        let writes = &self.records.writes;
+        let at = writes.binary_search_by(|(other, _)| (**other).cmp(&key)).ok()?;
+        writes[at].1.clone()
+    }
+
+    /// Everything in one batch.
+    pub(super) fn into_batch(mut self) -> Batch {
+        self.records.writes.append(&mut self.facts.writes);
+        self.records
+    }
+}
+
+/// A transaction.
+pub(super) struct WriteTxn<'a, B> {
+    state: &'a mut State<B>,
+    pending: &'a mut Pending,
+    events: Vec<Event>,
+}
+
+impl<'a, B: Backend> WriteTxn<'a, B> {
+    pub(super) fn new(state: &'a mut State<B>, pending: &'a mut Pending) -> Self {
+        WriteTxn { state, pending, events: Vec::new() }
+    }
+
+    /// The revision that readers inside the transaction see.
+    pub(super) fn revision(&self) -> i64 {
+        self.state.revision() + i64::from(!self.events.is_empty())
+    }
+
+    /// What readers inside the transaction see.
+    pub(super) fn view(&self) -> View<'_> {
+        View { revision: self.revision(), ..self.state.view() }
+    }
+
+    /// Ends the transaction: its writes are the newest revision now.
+    pub(super) fn finish(self) -> Vec<Event> {
+        let revision = self.revision();
+        self.state.set_revision(revision);
+        self.events
+    }
+
+    /// Refuses a Put that fits its shape but not the keys and leases there are.
+    pub(super) fn check_put(&self, request: &PutRequest) -> Result<(), RequestError> {
+        if request.lease != 0 && !self.state.has_lease(request.lease) {
+            return Err(RequestError::LeaseNotFound);
+        }
+        let needs_key = request.ignore_value || request.ignore_lease;
+        if needs_key && self.live(&request.key).is_none() {
+            return Err(RequestError::KeyNotFound);
+        }
+        Ok(())
+    }
+
+    /// Writes one key. The request has passed all checks.
+    pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutAnswer, StorageError> {
+        let is_read = request.prev_kv || request.ignore_value || request.ignore_lease;
+        let before = if is_read { self.read(&request.key)? } else { None };
+        let kept = before.as_deref().map(|kv| Pair::decode(kv).expect("we encoded this pair"));
+        let (mut value, mut lease) = (&request.value[..], request.lease);
+        if request.ignore_value {
+            value = kept.expect("the key was checked to be there").value;
+        }
+        if request.ignore_lease {
+            lease = kept.expect("the key was checked to be there").lease;
+        }
+        self.write_put(&request.key, value, lease);
+        Ok(PutAnswer { prev_kv: before.filter(|_| request.prev_kv) })
+    }
+
+    /// Deletes the keys of a range, in key order.
+    pub(super) fn delete_range(
+        &mut self,
+        request: &DeleteRangeRequest,
+    ) -> Result<DeleteRangeAnswer, StorageError> {
+        let range = KeyRange::new(&request.key, &request.range_end);
+        let mut keys: Vec<Box<[u8]>> = Vec::new();
+        let walk = Walk { live_only: true, backwards: false };
+        let _ = self.state.index().visit(range, walk, |entry| {
+            if entry.latest().is_live() {
+                keys.push(entry.key().into());
+            }
+            std::ops::ControlFlow::Continue(())
+        });
+        let mut prev_kvs = Vec::new();
+        for key in &keys {
+            if request.prev_kv {
+                prev_kvs.extend(self.read(key)?);
+            }
+            self.write_tombstone(key);
+        }
+        Ok(DeleteRangeAnswer { deleted: keys.len() as i64, prev_kvs })
+    }
+
+    /// Reads keys, seeing what the transaction wrote. The request has passed all checks.
+    pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, StorageError> {
+        let mut plan = RangePlan::new(self.view(), request)
+            .expect("ranges are checked before a transaction writes");
+        while !plan.is_planned() {
+            plan.step(self.view());
+        }
+        plan.finish_with(|revision| self.record(revision)).map(|(answer, _)| answer)
+    }
+
+    /// The encoded pair that `key` has now.
+    pub(super) fn read(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        read_with(self.view(), key, |revision| self.record(revision))
+    }
+
+    fn live(&self, key: &[u8]) -> Option<&Version> {
+        self.state.index().get(key)?.live_at(i64::MAX)
+    }
+
+    /// The storage value of a record, of this log entry or an earlier one.
+    pub(super) fn record(&self, revision: Revision) -> Result<Bytes, StorageError> {
+        match self.pending.record(revision) {
+            Some(record) => Ok(record),
+            None => schema::read_record(&**self.state.backend(), revision),
+        }
+    }
+
+    /// Where the next write goes.
+    fn next(&self) -> Revision {
+        let sub = u32::try_from(self.events.len()).expect("a transaction has fewer writes");
+        Revision { main: self.state.revision() + 1, sub }
+    }
+
+    fn write_put(&mut self, key: &[u8], value: &[u8], lease: i64) {
+        let revision = self.next();
+        let main = revision.main;
+        let (record, event) = self.state.index_mut().write(key, |before| {
+            let create = if before.is_live() { before.create } else { main };
+            let number = before.number + 1;
+            let pair = Pair {
+                key,
+                create_revision: create,
+                mod_revision: main,
+                version: number,
+                value,
+                lease,
+            };
+            let record = Record::new(revision, EventKind::Put, &pair);
+            let event = event(EventKind::Put, revision, &record, before, (create, number));
+            let len = event.kv.len() as u32;
+            let version = Version { main, create, number, sub: revision.sub, len };
+            let cached = Some(Box::from(&event.kv[..]));
+            Written { version, cached, answer: (record, event) }
+        });
+        self.pending.records.put(record.at, record.value);
+        self.events.push(event);
+    }
+
+    fn write_tombstone(&mut self, key: &[u8]) {
+        let revision = self.next();
+        let main = revision.main;
+        let (record, event) = self.state.index_mut().write(key, |before| {
+            assert!(before.is_live(), "only a live key is deleted");
+            // As in etcd: the pair of a delete has only its key and mod revision.
+            let pair = Pair { key, mod_revision: main, ..Pair::default() };
+            let record = Record::new(revision, EventKind::Delete, &pair);
+            let event = event(EventKind::Delete, revision, &record, before, (0, 0));
+            let len = event.kv.len() as u32;
+            let version = Version { main, create: 0, number: 0, sub: revision.sub, len };
+            Written { version, cached: None, answer: (record, event) }
+        });
+        self.pending.records.put(record.at, record.value);
+        self.events.push(event);
+    }
+}
+
+fn event(
+    kind: EventKind,
+    revision: Revision,
+    record: &Record,
+    before: &Version,
+    (create_revision, version): (i64, i64),
+) -> Event {
+    let kv = record.kv();
+    Event {
+        kind,
+        key: record::key_of(&kv),
+        kv,
+        revision,
+        create_revision,
+        version,
+        prev: before.is_live().then(|| before.revision()),
+    }
+}
