@@ -3,12 +3,13 @@
 //! The state hands out pairs that are encoded already, so an answer is a header and a copy. Field
 //! numbers are those of `proto/etcd/rpc.proto`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
-use prost::encoding::{encode_varint, encoded_len_varint};
+use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
 use super::grpc::FrameBuilder;
 use crate::pb::etcdserverpb::ResponseHeader;
+use crate::pb::mvccpb::KeyValue;
 use crate::state::{PutAnswer, RangeAnswer, Response, TxnAnswer};
 
 /// Room for a header and the small fields beside it.
@@ -63,6 +64,18 @@ pub(crate) fn range_part(header: Option<&ResponseHeader>, answer: &RangeAnswer) 
     frame.finish()
 }
 
+/// The key of the last pair of an answer, to go on behind it.
+pub(crate) fn last_key(answer: &RangeAnswer) -> Option<Bytes> {
+    let mut rest = answer.kvs.clone();
+    let mut last = Bytes::new();
+    while rest.has_remaining() {
+        rest.advance(1);
+        let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+        last = rest.split_to(length);
+    }
+    Some(KeyValue::decode(last).ok()?.key).filter(|key| !key.is_empty())
+}
+
 /// Everything of `response` after its header.
 fn put_response(out: &mut BytesMut, response: &Response) {
     match response {
@@ -91,9 +104,11 @@ fn put_range(out: &mut BytesMut, answer: &RangeAnswer) {
 
 fn put_txn(out: &mut BytesMut, answer: &TxnAnswer) {
     put_int(out, 2, i64::from(answer.succeeded));
-    // As in etcd: the headers of operations inside a Txn hold only the revision.
-    let header = ResponseHeader { revision: answer.revision, ..ResponseHeader::default() };
-    for response in &answer.responses {
+    for operation in &answer.responses {
+        // As in etcd: the headers of operations inside a Txn hold only the revision.
+        let header =
+            ResponseHeader { revision: operation.revision, ..ResponseHeader::default() };
+        let response = &operation.response;
         let field = match response {
             Response::Range(_) => 1,
             Response::Put(_) => 2,
@@ -101,13 +116,13 @@ fn put_txn(out: &mut BytesMut, answer: &TxnAnswer) {
             Response::Txn(_) => 4,
             Response::Compact | Response::PublishMember => continue,
         };
-        let mut operation = BytesMut::with_capacity(SMALL_FIELDS_BYTES);
-        put_header(&mut operation, &header);
-        put_response(&mut operation, response);
-        let length = operation.len();
+        let mut encoded = BytesMut::with_capacity(SMALL_FIELDS_BYTES);
+        put_header(&mut encoded, &header);
+        put_response(&mut encoded, response);
+        let length = encoded.len();
         put_key(out, 3);
         encode_varint((1 + encoded_len_varint(length as u64) + length) as u64, out);
-        put_message(out, field, &operation);
+        put_message(out, field, &encoded);
     }
 }
 

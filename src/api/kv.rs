@@ -1,18 +1,21 @@
 //! The KV service: shape checks, then a proposal or a read, then the answer's bytes.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::status::{Code, Status};
 use super::{Api, encode, grpc};
 use crate::limits;
-use crate::member::Error;
+use crate::member::{Error, Member};
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
 };
 use crate::pb::quorate::command::command::Body as Command;
 use crate::state::{RangeAnswer, RangePlan, TxnAnswer, check, txn};
+use crate::storage::StorageError;
 
 impl Api {
     pub(super) async fn put(&self, message: Bytes) -> Result<Bytes, Status> {
@@ -90,13 +93,10 @@ impl Api {
     async fn finish(&self, plan: RangePlan) -> Result<RangeAnswer, Status> {
         if plan.is_hot() {
             let state = self.member.state();
-            return Ok(plan.finish(state.backend()).map_err(Error::from)?);
+            return Ok(plan.finish(&**state.backend()).map_err(Error::from)?);
         }
         let member = self.member.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let backend = member.state().backend().clone();
-            plan.finish(&backend)
-        });
+        let read = tokio::task::spawn_blocking(move || read_cold(&member, plan));
         Ok(read.await.map_err(|panic| internal(&panic))?.map_err(Error::from)?)
     }
 
@@ -132,34 +132,44 @@ impl Api {
         if request.revision <= 0 {
             request.revision = latest;
         }
-        let (mut keys, mut left) = (limits::STREAM_FIRST_PART_KEYS, request.limit);
-        let mut count = None;
+        let limit = (request.limit > 0).then_some(request.limit);
+        let (mut keys, mut sent, mut total) = (limits::STREAM_FIRST_PART_KEYS, 0, None);
         loop {
-            request.limit = if left > 0 { left.min(keys) } else { keys };
+            let left = limit.map(|limit| limit - sent);
+            request.limit = left.map_or(keys, |left| left.min(keys));
             let (plan, _) = self.plan(&request)?;
-            let next_key = plan.last_key().map(|key| [key, &[0]].concat());
             let mut answer = self.finish(plan).await?;
-            let total = *count.get_or_insert(answer.count);
-            let sent = i64::try_from(answer.len).unwrap_or(i64::MAX);
-            left -= left.min(sent);
-            let more = answer.more && (request.limit == keys || left > 0);
-            let last = request.count_only || !answer.more || (left == 0 && request.limit < keys);
-            let bytes = answer.kvs.len();
-            answer.count = total;
+            sent += i64::try_from(answer.len).unwrap_or(i64::MAX);
+            // Every part counts from its own first key; the answer tells the whole range's count.
+            answer.count = *total.get_or_insert(answer.count);
+            let last = request.count_only || !answer.more || limit == Some(sent);
             let part = encode::range_part(last.then_some(&header), &answer);
             if parts.send(Ok(part)).await.is_err() || last {
                 return Ok(());
             }
-            debug_assert!(more, "a part that is not the last has a successor");
-            let Some(next_key) = next_key else { return Ok(()) };
-            request.key = next_key.into();
-            keys = next_part_keys(keys, bytes, self.part_bytes_max());
+            let Some(last_key) = encode::last_key(&answer) else { return Ok(()) };
+            request.key = [&last_key[..], &[0]].concat().into();
+            keys = next_part_keys(keys, answer.kvs.len(), self.part_bytes_max());
         }
     }
 
     fn part_bytes_max(&self) -> usize {
         self.member.options().request_bytes_max
     }
+}
+
+/// Goes on with a plan that is long or needs values from the disk; the state is held only for
+/// bounded steps.
+fn read_cold(member: &Member, mut plan: RangePlan) -> Result<RangeAnswer, StorageError> {
+    while !plan.is_planned() {
+        member.state().plan_more(&mut plan);
+    }
+    let backend = Arc::clone(member.state().backend());
+    let (answer, read) = plan.finish_and_warm(&*backend)?;
+    if !read.is_empty() {
+        member.warm(read);
+    }
+    Ok(answer)
 }
 
 /// As in etcd: parts double while they are small and halve when they grow too large.

@@ -42,6 +42,11 @@ impl Api {
         Api { member, shard, metrics, message_bytes_max }
     }
 
+    /// The serving thread.
+    pub fn shard(&self) -> &Arc<Shard> {
+        &self.shard
+    }
+
     /// Answers one gRPC call.
     pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();

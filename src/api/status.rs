@@ -40,7 +40,6 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::Request(refusal) => request_error_code(refusal),
-            Error::RequestTooLarge => Code::InvalidArgument,
             Error::NoLeader
             | Error::LeaderChanged
             | Error::Timeout
@@ -64,7 +63,8 @@ fn request_error_code(error: &RequestError) -> Code {
         | RequestError::LeaseProvided
         | RequestError::TooManyOps
         | RequestError::DuplicateKey
-        | RequestError::InvalidSortOption => Code::InvalidArgument,
+        | RequestError::InvalidSortOption
+        | RequestError::RequestTooLarge => Code::InvalidArgument,
         RequestError::Compacted | RequestError::FutureRev => Code::OutOfRange,
         RequestError::LeaseNotFound => Code::NotFound,
         RequestError::NoSpace => Code::ResourceExhausted,

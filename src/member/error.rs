@@ -11,9 +11,6 @@ pub enum Error {
     /// The request itself was refused, on every member alike.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The encoded command is above `--max-request-bytes`.
-    #[error("etcdserver: request is too large")]
-    RequestTooLarge,
     /// No member leads.
     #[error("etcdserver: no leader")]
     NoLeader,

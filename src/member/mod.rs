@@ -18,7 +18,7 @@ use crate::identity::{ClusterId, MemberId};
 use crate::pb::etcdserverpb::ResponseHeader;
 use crate::pb::quorate::command::{Command, Group, PublishMember, command::Body};
 use crate::raft::{Forwarded, GroupId, Node, Observer, Store, WriteError};
-use crate::state::{Applied, Response};
+use crate::state::{Applied, ColdPair, Response};
 use crate::tasks;
 
 mod compact;
@@ -229,6 +229,16 @@ impl Member {
     fn start_read_round(&self, shard: &Arc<Shard>) {
         // The loop ends only with the process.
         drop(self.reads.send(ReadRequest::Shard(Arc::clone(shard))));
+    }
+
+    /// Keeps pairs that a read fetched from the disk in memory, within the budget.
+    pub fn warm(&self, pairs: Vec<ColdPair>) {
+        self.node.shared().state.write().warm(pairs);
+    }
+
+    /// Groups of writes that wait for their outcomes.
+    pub fn pending_proposals(&self) -> u64 {
+        self.proposer.pending_groups() as u64
     }
 
     /// Waits until everything below `revision` is physically gone on this member.

@@ -23,7 +23,7 @@ use crate::clock;
 use crate::limits;
 use crate::pb::quorate::command::{Command, Group, Proposal};
 use crate::raft::{GroupId, Node, WriteError};
-use crate::state::Applied;
+use crate::state::{Applied, RequestError};
 use crate::tasks;
 
 /// Queues writes and finds the slots that wait for their outcomes.
@@ -108,7 +108,7 @@ impl Proposer {
     ) -> Result<oneshot::Receiver<Reply>, Error> {
         let bytes = command.encoded_len();
         if bytes + limits::COMMAND_OVERHEAD_BYTES > self.request_bytes_max {
-            return Err(Error::RequestTooLarge);
+            return Err(RequestError::RequestTooLarge.into());
         }
         let (sender, receiver) = oneshot::channel();
         let deadline = clock::now() + self.request_timeout;

@@ -25,6 +25,7 @@ pub mod codec;
 pub mod log_store;
 mod network;
 mod node;
+mod ring;
 pub mod peers;
 mod service;
 mod shared;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
-use openraft::{Config, LinearizerOption, Raft, ServerState, SnapshotPolicy};
+use openraft::{Config, LinearizerOption, Raft, RaftLogReader, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::log_store::LogStore;
@@ -39,7 +41,7 @@ pub struct NodeOptions {
     /// `--snapshot-count`: entries between two checkpoints.
     pub snapshot_count: u64,
     /// Size of the storage's cache in bytes.
-    pub storage_cache_bytes: u64,
+    pub storage_cache_bytes: usize,
     /// How the state is opened.
     pub state_options: Options,
 }
@@ -51,7 +53,7 @@ pub struct NodeParts {
     /// The opened state.
     pub state: Store,
     /// Where both live.
-    pub data_dir: Arc<DataDir>,
+    pub data_dir: Arc<Mutex<DataDir>>,
     /// Where the other members are.
     pub peers: Arc<Peers>,
     /// Who wants to know what is applied.
@@ -80,6 +82,7 @@ pub struct Node {
     peers: Arc<Peers>,
     sole_voter: Arc<SoleVoter>,
     leadership: watch::Sender<Leadership>,
+    leader_changes: AtomicU64,
     options: NodeOptions,
 }
 
@@ -91,7 +94,10 @@ impl Node {
     pub async fn start(options: NodeOptions, parts: NodeParts) -> Result<Arc<Node>, StartError> {
         let config = Arc::new(raft_config(&options)?);
         let NodeParts { log, state, data_dir, peers, observer, sole_voter } = parts;
-        sole_voter.booted_at(log.vote_term());
+        let boot_term = boot_term(&log).await?;
+        sole_voter.booted_at(boot_term);
+        let reported = Arc::clone(&sole_voter);
+        log.set_membership_hook(Box::new(move |stored| reported.membership_changed(stored)));
         let shared = Shared::new(SharedParts {
             state,
             state_options: options.state_options,
@@ -107,7 +113,8 @@ impl Node {
             .await
             .map_err(|fatal| StartError(fatal.to_string()))?;
         let leadership = watch::Sender::new(Leadership::default());
-        let node = Node { raft, shared, peers, sole_voter, leadership, options };
+        let leader_changes = AtomicU64::new(0);
+        let node = Node { raft, shared, peers, sole_voter, leadership, leader_changes, options };
         let node = Arc::new(node);
         tasks::spawn("raft-status", Arc::clone(&node).follow_status());
         tasks::spawn("checkpoints", Arc::clone(&node).checkpoint_and_purge());
@@ -167,6 +174,11 @@ impl Node {
     /// Whether this member leads.
     pub fn is_leader(&self) -> bool {
         self.leadership.borrow().is_leader
+    }
+
+    /// How often another leader was seen.
+    pub fn leader_changes(&self) -> u64 {
+        self.leader_changes.load(Ordering::Relaxed)
     }
 
     /// Whether reads of the applied state are linearizable without a round.
@@ -331,6 +343,9 @@ impl Node {
         if before.leader != now.leader {
             let leader = now.leader.map(|id| format!("{id:x}"));
             tracing::info!(leader, term = now.term, "raft leader changed");
+            if now.leader.is_some() {
+                self.leader_changes.fetch_add(1, Ordering::Relaxed);
+            }
             self.shared.observer.leader_changed(now.leader);
         }
     }
@@ -364,15 +379,22 @@ impl Node {
             if self.raft.trigger().snapshot().await.is_err() {
                 return;
             }
-            let keep_from =
-                self.shared.log.purgeable(limits::LOG_RETAINED_BYTES_MAX / 2, self.options.catchup_entries);
-            if let Some(upto) = keep_from
+            let entries = self.options.catchup_entries;
+            let purgeable =
+                self.shared.log.purge_index_keeping(entries, limits::LOG_RETAINED_BYTES_MAX / 2);
+            if let Some(upto) = purgeable
                 && self.raft.trigger().purge_log(upto).await.is_err()
             {
                 return;
             }
         }
     }
+}
+
+/// The term of the vote that an earlier life of this member left.
+async fn boot_term(log: &LogStore) -> Result<u64, StartError> {
+    let vote = log.clone().read_vote().await.map_err(|error| StartError(error.to_string()))?;
+    Ok(vote.map_or(0, |vote| vote.leader_id.term))
 }
 
 /// The node could not start.

@@ -23,10 +23,10 @@ pub struct Shared {
     /// How a state is opened, for installing snapshots.
     pub state_options: Options,
     /// Size of the storage's cache in bytes.
-    pub storage_cache_bytes: u64,
+    pub storage_cache_bytes: usize,
     pub(crate) log: LogStore,
     pub(crate) observer: Arc<dyn Observer>,
-    pub(crate) data_dir: Arc<DataDir>,
+    pub(crate) data_dir: Arc<Mutex<DataDir>>,
     /// Held while a snapshot comes in: one at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
     pub(crate) drained: Arc<Notify>,
@@ -38,10 +38,10 @@ pub struct Shared {
 pub(crate) struct SharedParts {
     pub(crate) state: Store,
     pub(crate) state_options: Options,
-    pub(crate) storage_cache_bytes: u64,
+    pub(crate) storage_cache_bytes: usize,
     pub(crate) log: LogStore,
     pub(crate) observer: Arc<dyn Observer>,
-    pub(crate) data_dir: Arc<DataDir>,
+    pub(crate) data_dir: Arc<Mutex<DataDir>>,
     pub(crate) sole_voter: Arc<SoleVoter>,
 }
 
@@ -69,7 +69,7 @@ impl Shared {
     pub(crate) fn watch_backlog(&self) {
         let drained = Arc::clone(&self.drained);
         let wake = Box::new(move || drained.notify_one());
-        self.state.read().backend().on_drained(limits::STORAGE_BACKLOG_BYTES_MAX / 2, wake);
+        self.state.read().backend().on_drain(limits::STORAGE_BACKLOG_BYTES_MAX / 2, wake);
     }
 
     /// Waits while the storage has too much left to write.

@@ -19,7 +19,7 @@ use super::node::Node;
 use super::shared::Shared;
 use super::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
 use super::{Store, codec, state_machine};
-use crate::data_dir::Staging;
+use crate::data_dir::StagingDir;
 use crate::limits;
 use crate::pb::quorate::peer::snapshot_frame::Body;
 use crate::pb::quorate::peer::{
@@ -47,7 +47,7 @@ pub struct Live {
 /// A state that waits to take the place of the old one.
 pub struct Staged {
     state: Store,
-    directory: Staging,
+    directory: StagingDir,
 }
 
 /// Makes everything applied so far durable; the result tells openraft what it may purge.
@@ -100,7 +100,7 @@ pub(crate) async fn install(
     fail::fail_point!("snapshot_before_flip");
     let (data_dir, shared_for_flip) = (Arc::clone(&shared.data_dir), Arc::clone(shared));
     let flipped = tokio::task::spawn_blocking(move || {
-        data_dir.flip_to(directory)?;
+        data_dir.lock().flip_to(directory).map_err(io::Error::other)?;
         let at = state.applied();
         let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
         drop(old);
@@ -254,7 +254,7 @@ async fn blocking<T: Send + 'static>(
 
 /// A snapshot on its way in.
 struct Incoming {
-    directory: Staging,
+    directory: StagingDir,
     backend: Arc<SledBackend>,
     writer: SnapshotWriter<SledBackend>,
     footer: SnapshotFooter,
@@ -264,8 +264,9 @@ impl Incoming {
     fn begin(shared: &Shared) -> Result<Incoming, StorageError> {
         let directory = shared
             .data_dir
+            .lock()
             .new_staging_dir()
-            .map_err(|error| StorageError::new("making a directory for a snapshot", error))?;
+            .map_err(|error| StorageError::new("making a directory for a snapshot", io::Error::other(error)))?;
         let options = SledOptions { cache_bytes: shared.storage_cache_bytes, ..Default::default() };
         let backend = Arc::new(SledBackend::open(directory.path(), options)?);
         let writer = SnapshotWriter::new(Arc::clone(&backend));

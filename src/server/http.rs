@@ -100,7 +100,7 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
         db_bytes,
         db_bytes_in_use: state.size_in_use().min(db_bytes),
         quota_bytes: member.options().quota_bytes.max(0).cast_unsigned(),
-        keys: state.key_count(),
+        keys: state.keys().max(0).cast_unsigned(),
         revision: state.revision().cast_unsigned(),
         compact_revision: state.compact_revision().max(0).cast_unsigned(),
         member_id: member.options().member_id.0,

@@ -48,5 +48,53 @@ pub enum OpenError {
 }
 
 pub(super) fn state_options(config: &Config) -> Options {
-    Options { txn_ops_max: config.max_txn_ops, value_cache_bytes: config.value_cache_bytes }
+    Options { value_cache_bytes: config.value_cache_bytes }
+}
+
+/// Opens log and state of `identity` below `data_dir`.
+pub(super) fn open(
+    config: &Config,
+    data_dir: DataDir,
+    identity: Identity,
+    metrics: Arc<Metrics>,
+) -> Result<Opened, OpenError> {
+    let wal_identity = wal::Identity {
+        cluster_id: identity.cluster_id.0,
+        member_id: identity.member_id.0,
+    };
+    let mut options = wal::Options::at(&data_dir.wal_dir(), wal_identity)?;
+    options.segment_bytes = config.wal_segment_bytes;
+    options.observer = Arc::new(LogObserver { metrics: Arc::clone(&metrics) });
+    let log = LogStore::open(options)?;
+
+    let path = data_dir.current_state_dir();
+    let failed = |source| OpenError::State { path: path.clone(), source };
+    let storage = SledOptions { cache_bytes: limits::STORAGE_CACHE_BYTES, ..Default::default() };
+    let backend = SledBackend::open(&path, storage).map_err(failed)?;
+    let state = State::open(Arc::new(backend), state_options(config)).map_err(failed)?;
+    let sole_voter = Arc::new(SoleVoter::new(identity.member_id.0));
+    Ok(Opened { log, state, data_dir: Arc::new(Mutex::new(data_dir)), sole_voter, metrics })
+}
+
+/// Counts flushes of the log.
+struct LogObserver {
+    metrics: Arc<Metrics>,
+}
+
+impl wal::WalObserver for LogObserver {
+    fn flushed(&self, flushed: wal::Flushed) {
+        self.metrics.wal_synced(flushed.took, flushed.bytes as u64);
+    }
+
+    fn space_low(&self, low: bool) {
+        if low {
+            tracing::warn!("no space for the next segment of the log; free some disk space");
+        } else {
+            tracing::info!("there is space for the log again");
+        }
+    }
+
+    fn failed(&self, error: &wal::WalError) {
+        tracing::error!(%error, "the log failed");
+    }
 }
