@@ -146,3 +146,30 @@ pub const LOG_RING_START_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes of entries that one read for replication or apply returns, unless the first is larger.
 pub const LOG_READ_BYTES_MAX: usize = 1024 * 1024;
+
+/// Default of `--quota-backend-bytes`: above it writes are refused with NOSPACE.
+pub const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
+
+/// Above this `--max-request-bytes` gets a warning (as in etcd).
+pub const REQUEST_BYTES_RECOMMENDED_MAX: usize = 10 * 1024 * 1024;
+
+/// Default of `--snapshot-count`: log entries between two snapshots.
+pub const SNAPSHOT_COUNT_DEFAULT: u64 = 10_000;
+
+/// Default of `--snapshot-catchup-entries`: entries kept for slow members behind a snapshot.
+pub const SNAPSHOT_CATCHUP_ENTRIES_DEFAULT: u64 = 5_000;
+
+/// Largest `--election-timeout` in milliseconds; more is refused at start (as in etcd).
+pub const ELECTION_MILLISECONDS_MAX: u64 = 50_000;
+
+/// Default of `--warning-unary-request-duration`: slower requests are logged.
+pub const WARNING_UNARY_REQUEST_DEFAULT: Duration = Duration::from_millis(300);
+
+/// Smallest `--quorate-wal-segment-bytes`; less is refused at start.
+pub const WAL_SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
+
+/// Largest `--quorate-wal-segment-bytes`; more is refused at start.
+pub const WAL_SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Largest `--quorate-serving-threads`; more is refused at start.
+pub const SERVING_THREADS_MAX: u64 = 1024;

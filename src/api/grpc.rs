@@ -147,7 +147,7 @@ pub(crate) async fn read_message(mut body: Incoming, bytes_max: usize) -> Result
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Status::new(Code::Canceled, error.to_string()))?;
+        let frame = frame.map_err(|error| Status::new(Code::Cancelled, error.to_string()))?;
         let Ok(data) = frame.into_data() else { break };
         match &mut rest {
             Some(buffer) => buffer.extend_from_slice(&data),

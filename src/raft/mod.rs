@@ -19,7 +19,7 @@
 //! it certainly reached no log; every call between members carries and checks their identity.
 
 use crate::state::{Applied, State};
-use crate::storage::SledBackend;
+use crate::storage::sled::SledBackend;
 
 pub mod codec;
 pub mod log_store;

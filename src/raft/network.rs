@@ -10,15 +10,14 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable,
 };
-use openraft::network::{Backoff, RPCOption};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+};
 use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendResult,
-    TransferLeaderRequest, VoteRequest, VoteResponse,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::raft::message::TransferLeaderResponse;
-use openraft::{
-    NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RaftNetworkFactory,
-};
+use openraft::RaftNetworkFactory;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
@@ -251,7 +250,7 @@ impl NetSnapshot<TypeConfig> for PeerLink {
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = client.install_snapshot(call) => match answer {
                 Ok(reply) => match reply.into_inner().vote {
-                    Some(vote) => Ok(SnapshotResponse::new(codec::vote_from_pb(&vote))),
+                    Some(vote) => Ok(SnapshotResponse::new(codec::vote_from_pb(vote))),
                     None => Err(NetworkError::from_string("empty answer").into()),
                 },
                 Err(status) => Err(match self.failed(&status) {

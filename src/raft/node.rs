@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::ProgressResponder;
 use openraft::{Config, LinearizerOption, Raft, RaftLogReader, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;

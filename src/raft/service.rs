@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::node::Node;
@@ -53,9 +53,10 @@ impl Peer for PeerService {
         request: Request<Streaming<AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
         self.check(&request)?;
-        let requests = request.into_inner().map_while(|message| {
-            // A broken stream ends the session; the leader opens another.
-            wire::append_request_from_pb(message.ok()?).ok()
+        // A broken stream ends the session; the leader opens another.
+        let requests = stream::unfold(request.into_inner(), |mut messages| async move {
+            let message = messages.message().await.ok()??;
+            Some((wire::append_request_from_pb(message).ok()?, messages))
         });
         let answers = self.node.raft().stream_append(requests);
         let responses = answers.map(|answer| match answer {

@@ -26,7 +26,8 @@ use crate::pb::quorate::peer::{
     SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords,
 };
 use crate::state::{SnapshotReader, SnapshotWriter, State};
-use crate::storage::{Backend, SledBackend, SledOptions, StorageError};
+use crate::storage::sled::{SledBackend, SledOptions};
+use crate::storage::{Backend, StorageError};
 
 /// What openraft passes around as a snapshot.
 pub enum SnapshotData {
@@ -76,9 +77,9 @@ fn meta_of(state: &Store) -> Result<SnapshotMeta, io::Error> {
     let last_membership = if membership.is_empty() {
         StoredMembership::default()
     } else {
-        codec::decode_stored_membership(&membership).map_err(io::Error::other)?
+        codec::decode_stored_membership(membership).map_err(io::Error::other)?
     };
-    let last_log_id = state.applied().map(|at| codec::log_id(at.term, at.leader, at.index));
+    let last_log_id = state.applied().map(|at| state_machine::log_id(at));
     Ok(SnapshotMeta { last_log_id, last_membership })
 }
 
@@ -162,7 +163,7 @@ impl Sender {
     /// The next frame, and the sender unless that was the footer.
     fn next(mut self) -> Result<(SnapshotFrame, Option<Sender>), StorageError> {
         let backend = Arc::clone(&self.live.backend);
-        let chunk = self.live.reader.next_chunk(&backend, limits::SNAPSHOT_FRAME_BYTES)?;
+        let chunk = self.live.reader.next_chunk(&*backend, limits::SNAPSHOT_FRAME_BYTES)?;
         let Some(chunk) = chunk else {
             self.done = true;
             tracing::info!(pairs = self.footer.pairs, "sent database snapshot");
@@ -238,7 +239,7 @@ fn read_header(header: &SnapshotHeader) -> Result<(Vote, SnapshotMeta), Status> 
     let membership = header.membership.clone().ok_or_else(malformed)?;
     let last_membership = codec::stored_membership_from_pb(membership).map_err(|_| malformed())?;
     let last_log_id = header.last_log_id.map(codec::log_id_from_pb);
-    Ok((codec::vote_from_pb(vote), SnapshotMeta { last_log_id, last_membership }))
+    Ok((codec::vote_from_pb(*vote), SnapshotMeta { last_log_id, last_membership }))
 }
 
 /// Runs `work` where it may block; its error refuses the snapshot.

@@ -19,6 +19,7 @@ use super::snapshot::{self, SnapshotData};
 use super::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use super::{GroupId, codec};
 use crate::pb::quorate::command::Proposal;
+use crate::pb::quorate::peer as pb;
 use crate::state::Position;
 use crate::storage::StorageError;
 
@@ -62,6 +63,11 @@ pub(crate) fn position(log_id: &LogId) -> Position {
     }
 }
 
+/// The log id of `at`.
+pub(crate) fn log_id(at: Position) -> LogId {
+    codec::log_id_from_pb(pb::LogId { term: at.term, leader: at.leader, index: at.index })
+}
+
 pub(crate) fn storage_failed(error: StorageError) -> io::Error {
     io::Error::other(error)
 }
@@ -72,12 +78,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let state = self.shared.state.read();
-        let applied = state.applied().map(|at| codec::log_id(at.term, at.leader, at.index));
+        let applied = state.applied().map(log_id);
         let membership = state.membership();
         let membership = if membership.is_empty() {
             StoredMembership::default()
         } else {
-            codec::decode_stored_membership(&membership).map_err(io::Error::other)?
+            codec::decode_stored_membership(membership).map_err(io::Error::other)?
         };
         Ok((applied, membership))
     }
@@ -90,7 +96,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let (entry, responder) = item?;
             let log_id = entry.log_id();
             let at = position(&log_id);
-            self.shared.log.wait_durable(at.index).await?;
+            self.shared.log.wait_durable(at.index).await.map_err(io::Error::other)?;
             self.shared.backlog_drained().await;
             match entry.payload {
                 EntryPayload::Blank => {

@@ -1,9 +1,8 @@
 //! openraft's requests and answers as messages of `proto/quorate/peer.proto`.
 
-use openraft::raft::message::{TransferLeaderError, TransferLeaderResponse};
 use openraft::raft::{
-    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
 use super::codec::{self, CodecError};
@@ -24,7 +23,7 @@ pub(crate) fn append_request_from_pb(
 ) -> Result<AppendEntriesRequest<TypeConfig>, CodecError> {
     let entries = request.entries.into_iter().map(codec::entry_from_pb);
     Ok(AppendEntriesRequest {
-        vote: codec::vote_from_pb(&request.vote.ok_or(CodecError::Missing("vote"))?),
+        vote: codec::vote_from_pb(request.vote.ok_or(CodecError::Absent("vote"))?),
         prev_log_id: request.previous.map(codec::log_id_from_pb),
         entries: entries.collect::<Result<_, _>>()?,
         leader_commit: request.committed.map(codec::log_id_from_pb),
@@ -50,7 +49,7 @@ pub(crate) fn append_result_to_pb(result: &StreamAppendResult<TypeConfig>) -> pb
 pub(crate) fn append_result_from_pb(
     response: pb::AppendResponse,
 ) -> Result<StreamAppendResult<TypeConfig>, CodecError> {
-    Ok(match response.outcome.ok_or(CodecError::Missing("outcome"))? {
+    Ok(match response.outcome.ok_or(CodecError::Absent("outcome"))? {
         pb::append_response::Outcome::Matched(matched) => {
             Ok(matched.log_id.map(codec::log_id_from_pb))
         }
@@ -58,7 +57,7 @@ pub(crate) fn append_result_from_pb(
             Err(StreamAppendError::Conflict(codec::log_id_from_pb(at)))
         }
         pb::append_response::Outcome::HigherVote(vote) => {
-            Err(StreamAppendError::HigherVote(codec::vote_from_pb(&vote)))
+            Err(StreamAppendError::HigherVote(codec::vote_from_pb(vote)))
         }
     })
 }
@@ -74,7 +73,7 @@ pub(crate) fn vote_request_to_pb(request: &VoteRequest<TypeConfig>) -> pb::VoteR
 pub(crate) fn vote_request_from_pb(
     request: pb::VoteRequest,
 ) -> Result<VoteRequest<TypeConfig>, CodecError> {
-    let vote = codec::vote_from_pb(&request.vote.ok_or(CodecError::Missing("vote"))?);
+    let vote = codec::vote_from_pb(request.vote.ok_or(CodecError::Absent("vote"))?);
     let mut asked = VoteRequest::new(vote, request.last_log_id.map(codec::log_id_from_pb));
     asked.leadership_transfer = request.leadership_transfer;
     Ok(asked)
@@ -91,7 +90,7 @@ pub(crate) fn vote_response_to_pb(response: &VoteResponse<TypeConfig>) -> pb::Vo
 pub(crate) fn vote_response_from_pb(
     response: pb::VoteResponse,
 ) -> Result<VoteResponse<TypeConfig>, CodecError> {
-    let vote = codec::vote_from_pb(&response.vote.ok_or(CodecError::Missing("vote"))?);
+    let vote = codec::vote_from_pb(response.vote.ok_or(CodecError::Absent("vote"))?);
     let last_log_id = response.last_log_id.map(codec::log_id_from_pb);
     Ok(VoteResponse::new(vote, last_log_id, response.granted))
 }
@@ -109,7 +108,7 @@ pub(crate) fn transfer_request_to_pb(
 pub(crate) fn transfer_request_from_pb(
     request: pb::TransferLeaderRequest,
 ) -> Result<TransferLeaderRequest<TypeConfig>, CodecError> {
-    let vote = codec::vote_from_pb(&request.vote.ok_or(CodecError::Missing("vote"))?);
+    let vote = codec::vote_from_pb(request.vote.ok_or(CodecError::Absent("vote"))?);
     let last_log_id = request.last_log_id.map(codec::log_id_from_pb);
     Ok(TransferLeaderRequest::new(vote, request.to, last_log_id))
 }
@@ -137,7 +136,7 @@ pub(crate) fn transfer_reply_from_pb(
     Err(match reply.vote {
         Some(vote) => TransferLeaderError::VoteChanged {
             expected: *request.from_leader(),
-            actual: codec::vote_from_pb(&vote),
+            actual: codec::vote_from_pb(vote),
         },
         None => TransferLeaderError::LogNotFlushed {
             expected: request.last_log_id().copied(),

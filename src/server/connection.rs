@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use ::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -11,7 +11,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::http;
+use super::http as plain;
 use crate::api::Api;
 use crate::api::grpc::Body;
 use crate::config::Config;
@@ -53,7 +53,7 @@ impl Context {
         if grpc {
             Ok(self.api.call(request).await)
         } else {
-            Ok(http::answer(&self.member, &self.metrics, self.api.shard(), &request).await)
+            Ok(plain::answer(&self.member, &self.metrics, self.api.shard(), &request).await)
         }
     }
 }
@@ -90,7 +90,7 @@ pub(super) async fn serve_all(
     loop {
         let stream = tokio::select! {
             stream = connections.recv() => stream,
-            _ = stop.wait_for(|stopped| *stopped) => None,
+            () = until_stopped(&mut stop) => None,
         };
         let Some(stream) = stream else { break };
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
@@ -98,6 +98,11 @@ pub(super) async fn serve_all(
     }
     // Answers under way go out while the runtime lives; the server ends it.
     std::future::pending().await
+}
+
+async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
+    // The sender goes away only with the process.
+    drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
 async fn serve(context: Context, stream: TcpStream, mut stopped: watch::Receiver<bool>) {
@@ -112,7 +117,7 @@ async fn serve(context: Context, stream: TcpStream, mut stopped: watch::Receiver
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        _ = stopped.wait_for(|stopped| *stopped) => {
+        () = until_stopped(&mut stopped) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

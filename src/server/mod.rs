@@ -307,7 +307,7 @@ fn single_threaded() -> Result<Runtime, ServerError> {
 }
 
 fn default_serving_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(limits::SERVING_THREADS_MAX)
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Lets this process open as many files and connections as the system allows, as Go programs do.

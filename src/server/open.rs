@@ -12,7 +12,8 @@ use crate::metrics::Metrics;
 use crate::raft::log_store::LogStore;
 use crate::raft::{SoleVoter, Store};
 use crate::state::{Options, State};
-use crate::storage::{SledBackend, SledOptions, StorageError};
+use crate::storage::StorageError;
+use crate::storage::sled::{SledBackend, SledOptions};
 use crate::wal;
 
 /// Everything that was opened.

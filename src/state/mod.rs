@@ -39,6 +39,8 @@ pub mod range;
 pub mod revision;
 mod schema;
 pub mod txn;
+pub mod shim;
+pub use shim::*;
 mod write;
 
 pub use answer::{
