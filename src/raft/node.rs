@@ -140,7 +140,7 @@ impl Node {
     pub async fn elect_if_alone(&self) {
         let metrics = self.raft.server_metrics();
         let alone = {
-            let metrics = metrics.borrow();
+            let metrics = metrics.borrow_watched();
             metrics.membership_config.voter_ids().eq([self.options.member_id])
         };
         if alone && let Err(fatal) = self.raft.trigger().elect(false).await {
@@ -190,14 +190,14 @@ impl Node {
     /// The highest index known to be committed.
     pub fn committed_index(&self) -> u64 {
         let metrics = self.raft.data_metrics();
-        let committed = metrics.borrow().local_committed.as_ref().map_or(0, |id| id.index());
+        let committed = metrics.borrow_watched().local_committed.as_ref().map_or(0, |id| id.index());
         committed
     }
 
     /// Ids and nodes of all members, and whether each votes.
     pub fn members(&self) -> Vec<(u64, MemberNode, bool)> {
         let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow();
+        let metrics = metrics.borrow_watched();
         let membership = &metrics.membership_config;
         let voters: Vec<u64> = membership.voter_ids().collect();
         let nodes = membership.nodes();
@@ -289,7 +289,7 @@ impl Node {
     /// The voter whose log is longest.
     fn best_successor(&self) -> Option<u64> {
         let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
+        let metrics = metrics.borrow_watched();
         let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
         let replication = metrics.replication.as_ref()?;
         replication
@@ -333,7 +333,7 @@ impl Node {
                 return self.end(&fatal);
             }
             if metrics.changed().await.is_err() {
-                let fatal = running.borrow().running_state.clone().err();
+                let fatal = running.borrow_watched().running_state.clone().err();
                 return self.end(&fatal.unwrap_or(Fatal::Stopped));
             }
         }
