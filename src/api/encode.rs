@@ -19,7 +19,9 @@ const SMALL_FIELDS_BYTES: usize = 96;
 pub(crate) fn response(header: &ResponseHeader, response: &Response) -> Bytes {
     match response {
         Response::Range(answer) => range(header, answer),
-        Response::Put(PutAnswer { prev_kv: None }) | Response::Compact | Response::PublishMember => {
+        Response::Put(PutAnswer { prev_kv: None })
+        | Response::Compact
+        | Response::PublishMember => {
             let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
             put_header(frame.buffer(), header);
             frame.finish()
@@ -106,8 +108,7 @@ fn put_txn(out: &mut BytesMut, answer: &TxnAnswer) {
     put_int(out, 2, i64::from(answer.succeeded));
     for operation in &answer.responses {
         // As in etcd: the headers of operations inside a Txn hold only the revision.
-        let header =
-            ResponseHeader { revision: operation.revision, ..ResponseHeader::default() };
+        let header = ResponseHeader { revision: operation.revision, ..ResponseHeader::default() };
         let response = &operation.response;
         let field = match response {
             Response::Range(_) => 1,

@@ -25,7 +25,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The body of every answer on the client port.
-pub(crate) enum Body {
+pub enum Body {
     /// Nothing but the head.
     Empty,
     /// Plain HTTP content.
@@ -166,7 +166,10 @@ pub(crate) async fn read_message(mut body: Incoming, bytes_max: usize) -> Result
                 break;
             }
             if so_far.len() > PREFIX_BYTES + announced {
-                return Err(Status::new(Code::Internal, "grpc: more than one message in a unary call"));
+                return Err(Status::new(
+                    Code::Internal,
+                    "grpc: more than one message in a unary call",
+                ));
             }
         }
     }

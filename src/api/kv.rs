@@ -208,4 +208,3 @@ fn check_streamable(request: &RangeRequest) -> Result<(), Status> {
 fn internal(panic: &tokio::task::JoinError) -> Status {
     Status::new(Code::Internal, panic.to_string())
 }
-

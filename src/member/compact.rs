@@ -33,7 +33,7 @@ impl Compactor {
     /// There may be something to compact.
     pub(crate) fn wake(&self) {
         // The thread ends only with the process.
-        drop(self.wake.send(()));
+        self.wake.send(()).ok();
     }
 
     /// Resolves once everything below `revision` is physically gone.

@@ -228,7 +228,7 @@ impl Member {
 
     fn start_read_round(&self, shard: &Arc<Shard>) {
         // The loop ends only with the process.
-        drop(self.reads.send(ReadRequest::Shard(Arc::clone(shard))));
+        self.reads.send(ReadRequest::Shard(Arc::clone(shard))).ok();
     }
 
     /// Keeps pairs that a read fetched from the disk in memory, within the budget.
@@ -280,9 +280,8 @@ impl Member {
             }
             let since_loss = lost_leader_at.map(|at| now.saturating_duration_since(at));
             let failover = since_loss.is_some_and(|since| since <= self.options.request_timeout);
-            self.proposer.sweep(now, || {
-                if failover { Error::TimeoutLeaderFailure } else { Error::Timeout }
-            });
+            self.proposer
+                .sweep(now, || if failover { Error::TimeoutLeaderFailure } else { Error::Timeout });
         }
     }
 }

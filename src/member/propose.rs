@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::shard::{Delivery, Reply, ReplySlot, Shard};
 use super::Error;
+use super::shard::{Delivery, Reply, ReplySlot, Shard};
 use crate::clock;
 use crate::limits;
 use crate::pb::quorate::command::{Command, Group, Proposal};
@@ -135,10 +135,7 @@ impl Proposer {
     }
 
     /// Queues a follower's group; resolves once it is applied here or is known not to be.
-    pub(crate) fn submit_foreign(
-        &self,
-        group: Group,
-    ) -> oneshot::Receiver<Result<(), WriteError>> {
+    pub(crate) fn submit_foreign(&self, group: Group) -> oneshot::Receiver<Result<(), WriteError>> {
         let (done, receiver) = oneshot::channel();
         self.queue.lock().foreign.push_back(Foreign { group, done });
         self.queued.notify_one();
@@ -320,6 +317,6 @@ impl Proposer {
 fn answer_foreign(attempt: &mut Attempt, result: Result<(), WriteError>) {
     for done in attempt.foreign.drain(..) {
         // A follower whose call was dropped learns the outcome by applying.
-        drop(done.send(result));
+        done.send(result).ok();
     }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock;
 use super::shard::{Delivery, ReadRefused, Shard};
+use crate::clock;
 use crate::limits;
 use crate::raft::Node;
 use crate::tasks;
@@ -71,7 +71,9 @@ fn answer(
         match request {
             ReadRequest::Shard(shard) => shards.push(shard),
             // A member that gave up does not wait for the index.
-            ReadRequest::Peer(sender) => drop(sender.send(index)),
+            ReadRequest::Peer(sender) => {
+                sender.send(index).ok();
+            }
         }
     }
     if node.shared().applied_index() >= index {

@@ -80,7 +80,7 @@ impl Shard {
     /// Bounded by what is in flight, since every reply was a request that waits.
     pub(crate) fn deliver(&self, delivery: Delivery) {
         // A closed inbox means that the serving thread has ended; nobody waits any more.
-        drop(self.inbox.send(delivery));
+        self.inbox.send(delivery).ok();
     }
 
     /// Adds a read; `true` if the caller must start a round.
@@ -106,7 +106,7 @@ impl Shard {
         };
         for sender in ended.into_iter().flatten() {
             // A reader that went away does not wait for its round.
-            drop(sender.send(result));
+            sender.send(result).ok();
         }
         self.reads.lock().in_flight.is_some()
     }
@@ -122,7 +122,7 @@ impl Shard {
                 Delivery::Replies(replies) => {
                     for (sender, reply) in replies {
                         // A client that went away does not wait for its reply.
-                        drop(sender.send(reply));
+                        sender.send(reply).ok();
                     }
                 }
                 Delivery::ReadRound(result) => {

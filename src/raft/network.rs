@@ -6,30 +6,28 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{Stream, StreamExt, stream};
+use openraft::RaftNetworkFactory;
 use openraft::base::{BoxFuture, BoxStream};
-use openraft::errors::{
-    NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable,
-};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
 };
 use openraft::raft::{
-    AppendEntriesRequest, SnapshotResponse, StreamAppendResult,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::RaftNetworkFactory;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
 use super::codec;
-use super::wire;
 use super::peers::Peers;
 use super::snapshot::{SnapshotData, send_snapshot};
 use super::types::{MemberNode, Snapshot, TypeConfig, Vote};
+use super::wire;
 use crate::clock;
 use crate::limits;
-use crate::pb::quorate::peer::peer_client::PeerClient;
 use crate::pb::quorate::peer::AppendResponse;
+use crate::pb::quorate::peer::peer_client::PeerClient;
 
 type AppendStream<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
 
@@ -96,8 +94,7 @@ impl PeerLink {
         let mut client = self.client()?;
         let mut call = self.peers.request(self.target, wire::vote_request_to_pb(&request));
         call.set_timeout(option.hard_ttl());
-        let answer =
-            if pre_vote { client.pre_vote(call).await } else { client.vote(call).await };
+        let answer = if pre_vote { client.pre_vote(call).await } else { client.vote(call).await };
         match answer {
             Ok(response) => wire::vote_response_from_pb(response.into_inner())
                 .map_err(|error| NetworkError::new(&error).into()),
@@ -199,7 +196,8 @@ impl Acknowledgements<'_> {
         &mut self,
     ) -> Option<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>> {
         loop {
-            let wait = tokio::time::timeout(limits::APPEND_ACK_TIMEOUT / 4, self.responses.message());
+            let wait =
+                tokio::time::timeout(limits::APPEND_ACK_TIMEOUT / 4, self.responses.message());
             match wait.await {
                 Ok(Ok(Some(response))) => {
                     self.sent.lock().pop_front();

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Config, LinearizerOption, Raft, RaftLogReader, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
@@ -190,7 +190,8 @@ impl Node {
     /// The highest index known to be committed.
     pub fn committed_index(&self) -> u64 {
         let metrics = self.raft.data_metrics();
-        let committed = metrics.borrow_watched().local_committed.as_ref().map_or(0, |id| id.index());
+        let committed =
+            metrics.borrow_watched().local_committed.as_ref().map_or(0, |id| id.index());
         committed
     }
 

@@ -22,9 +22,7 @@ use super::{Store, codec, state_machine};
 use crate::data_dir::StagingDir;
 use crate::limits;
 use crate::pb::quorate::peer::snapshot_frame::Body;
-use crate::pb::quorate::peer::{
-    SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords,
-};
+use crate::pb::quorate::peer::{SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords};
 use crate::state::{SnapshotReader, SnapshotWriter, State};
 use crate::storage::sled::{SledBackend, SledOptions};
 use crate::storage::{Backend, StorageError};
@@ -228,7 +226,9 @@ pub(crate) async fn receive_snapshot(
     Ok(response.vote)
 }
 
-async fn next_frame(frames: &mut Streaming<SnapshotFrame>) -> Result<Option<SnapshotFrame>, Status> {
+async fn next_frame(
+    frames: &mut Streaming<SnapshotFrame>,
+) -> Result<Option<SnapshotFrame>, Status> {
     let next = tokio::time::timeout(limits::SNAPSHOT_FRAME_TIMEOUT, frames.message());
     next.await.map_err(|_| Status::deadline_exceeded("the sender of the snapshot is silent"))?
 }
@@ -263,11 +263,9 @@ struct Incoming {
 
 impl Incoming {
     fn begin(shared: &Shared) -> Result<Incoming, StorageError> {
-        let directory = shared
-            .data_dir
-            .lock()
-            .new_staging_dir()
-            .map_err(|error| StorageError::new("making a directory for a snapshot", io::Error::other(error)))?;
+        let directory = shared.data_dir.lock().new_staging_dir().map_err(|error| {
+            StorageError::new("making a directory for a snapshot", io::Error::other(error))
+        })?;
         let options = SledOptions { cache_bytes: shared.storage_cache_bytes, ..Default::default() };
         let backend = Arc::new(SledBackend::open(directory.path(), options)?);
         let writer = SnapshotWriter::new(Arc::clone(&backend));

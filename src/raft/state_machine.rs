@@ -45,8 +45,7 @@ impl StateMachine {
         };
         let mut applied = applied.into_iter();
         for group in &proposal.groups {
-            let id =
-                GroupId { origin: group.origin, epoch: group.epoch, sequence: group.sequence };
+            let id = GroupId { origin: group.origin, epoch: group.epoch, sequence: group.sequence };
             let outcomes = applied.by_ref().take(group.commands.len()).collect();
             self.shared.observer.applied(id, outcomes);
         }

@@ -48,6 +48,7 @@ pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 /// openraft's membership with its log id, with our types.
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 /// openraft's snapshot with our types.
-pub type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, super::snapshot::SnapshotData>;
+pub type Snapshot =
+    openraft::type_config::alias::SnapshotOf<TypeConfig, super::snapshot::SnapshotData>;
 /// openraft's snapshot metadata with our types.
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;

@@ -45,8 +45,11 @@ async fn health(
     request: &Request<Incoming>,
 ) -> Response<Body> {
     if request.method() != Method::GET {
-        let mut response =
-            with(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "Method Not Allowed\n");
+        let mut response = with(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain; charset=utf-8",
+            "Method Not Allowed\n",
+        );
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }

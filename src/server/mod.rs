@@ -286,7 +286,7 @@ impl ServingThreads<'_> {
                         tasks::spawn("publish", async move {
                             member.publish(&shard).await;
                             // The server may be stopping already.
-                            drop(ready.send(()));
+                            ready.send(()).ok();
                         });
                     }
                     connection::serve_all(context, connections, stopped).await;
@@ -319,4 +319,3 @@ fn raise_file_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
-

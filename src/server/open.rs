@@ -59,10 +59,8 @@ pub(super) fn open(
     identity: Identity,
     metrics: Arc<Metrics>,
 ) -> Result<Opened, OpenError> {
-    let wal_identity = wal::Identity {
-        cluster_id: identity.cluster_id.0,
-        member_id: identity.member_id.0,
-    };
+    let wal_identity =
+        wal::Identity { cluster_id: identity.cluster_id.0, member_id: identity.member_id.0 };
     let mut options = wal::Options::at(&data_dir.wal_dir(), wal_identity)?;
     options.segment_bytes = config.wal_segment_bytes;
     options.observer = Arc::new(LogObserver { metrics: Arc::clone(&metrics) });

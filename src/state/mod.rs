@@ -38,8 +38,8 @@ mod pins;
 pub mod range;
 pub mod revision;
 mod schema;
-pub mod txn;
 pub mod shim;
+pub mod txn;
 pub use shim::*;
 mod write;
 

@@ -1,0 +1,244 @@
+//! Reads the log back at start: what is intact is replayed, what a crash tore is cut, what was
+//! durable and is damaged stops the start.
+//!
+//! Records are only acknowledged after a flush, and a batch is only written after the flush of the
+//! one before. So a crash can tear nothing but the last batch. Each record names the last record
+//! that was durable when it was written: an unreadable record below that mark is damage to data
+//! that somebody relies on, above it is the torn tail of a batch that nobody was told about.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::WalError;
+use super::record::{ALIGN, Head, Kind};
+use super::segment::{Checkpoint, HEADER_BYTES, Header, Scanner, Segment};
+use super::table::{Point, Table};
+use super::writer::Cursor;
+use super::{Options, Record};
+
+/// Zeroed at least, when a tail is cut: more than one record's head.
+const CUT_BYTES_MIN: u64 = 64 * 1024;
+
+/// What the layer above does with a replayed record.
+pub(super) type Visit<'a> = dyn FnMut(Record<'_>) -> Result<(), WalError> + 'a;
+
+/// The log as it was found.
+pub(super) struct Recovered {
+    pub(super) table: Table,
+    pub(super) cursor: Cursor,
+}
+
+/// Reads all segments among `names`; `None` if there is none.
+pub(super) fn recover(
+    options: &Options,
+    names: &[String],
+    visit: &mut Visit<'_>,
+) -> Result<Option<Recovered>, WalError> {
+    let mut segments = open_segments(options, names)?.into_iter().peekable();
+    let Some((first, _)) = segments.peek() else { return Ok(None) };
+    let mut replay = Replay::new(first, visit);
+    let mut at = (0, 0);
+    while let Some((segment, header)) = segments.next() {
+        replay.enter(&segment, &header)?;
+        at = replay.records(&segment)?;
+        replay.table.segments.push_back(Arc::clone(&segment));
+        if let Some((next, next_header)) = segments.peek() {
+            replay.leave(&segment, at, next, next_header)?;
+        }
+    }
+    let segment = Arc::clone(replay.table.segments.back().expect("there was a first segment"));
+    let (offset, crc) = at;
+    cut_tail(&segment, offset, replay.next_lsn)?;
+    replay.finish(segment, offset, crc).map(Some)
+}
+
+/// Opens the segments in order of their sequence numbers and refuses gaps.
+fn open_segments(
+    options: &Options,
+    names: &[String],
+) -> Result<Vec<(Arc<Segment>, Header)>, WalError> {
+    let mut sequences: Vec<u64> =
+        names.iter().filter_map(|name| Segment::parse_name(name)).collect();
+    sequences.sort_unstable();
+    for pair in sequences.windows(2) {
+        if pair[0] + 1 != pair[1] {
+            let file = options.disk.path(&Segment::name(pair[1]));
+            return Err(WalError::Missing { file, sequence: pair[0] + 1 });
+        }
+    }
+    let open = |sequence| {
+        let (segment, header) = Segment::open(&*options.disk, sequence, options.identity)?;
+        Ok((Arc::new(segment), header))
+    };
+    sequences.into_iter().map(open).collect()
+}
+
+struct Replay<'a, 'b> {
+    visit: &'a mut Visit<'b>,
+    table: Table,
+    checkpoint: Checkpoint,
+    next_lsn: u64,
+    position_base: u64,
+    /// The entries below this index were in segments that are gone: they must have been purged.
+    gone_next: u64,
+    first: Arc<Segment>,
+}
+
+impl<'a, 'b> Replay<'a, 'b> {
+    fn new(first: &Arc<Segment>, visit: &'a mut Visit<'b>) -> Self {
+        Self {
+            visit,
+            table: Table::default(),
+            checkpoint: Checkpoint::default(),
+            next_lsn: 0,
+            position_base: 0,
+            gone_next: 0,
+            first: Arc::clone(first),
+        }
+    }
+
+    /// Starts with the checkpoint of the oldest segment; the later ones repeat what was replayed.
+    fn enter(&mut self, segment: &Arc<Segment>, header: &Header) -> Result<(), WalError> {
+        if !Arc::ptr_eq(segment, &self.first) {
+            return Ok(());
+        }
+        let found = &header.checkpoint;
+        if found.purged_next > 0 {
+            self.apply(Kind::Purge, found.purged_next - 1, &found.purged)?;
+        }
+        if !found.vote.is_empty() {
+            self.apply(Kind::Vote, 0, &found.vote)?;
+        }
+        if !found.committed.is_empty() {
+            self.apply(Kind::Committed, 0, &found.committed)?;
+        }
+        self.next_lsn = header.first_lsn;
+        self.gone_next = header.next_index;
+        self.table.next_index = header.next_index;
+        Ok(())
+    }
+
+    /// Replays the intact records of a segment. Returns the offset and checksum where they end.
+    fn records(&mut self, segment: &Segment) -> Result<(u64, u32), WalError> {
+        let mut scanner = Scanner::new(segment);
+        let mut offset = HEADER_BYTES as u64;
+        let mut crc = scanner.crc_before(offset)?;
+        while let Some((head, payload, next_crc)) = scanner.record(offset, crc)? {
+            if head.lsn != self.next_lsn {
+                break;
+            }
+            if head.kind == Kind::Entry {
+                let position = self.position_base + offset;
+                let (index, sequence) = (head.index, segment.sequence);
+                let noted = self.table.append(Point { index, sequence, offset, position });
+                noted.map_err(|_| segment.damaged(offset, "the entry does not follow the log"))?;
+            }
+            self.apply(head.kind, head.index, payload)?;
+            offset += head.record_bytes() as u64;
+            crc = next_crc;
+            self.next_lsn += 1;
+        }
+        Ok((offset, crc))
+    }
+
+    fn apply(&mut self, kind: Kind, index: u64, payload: &[u8]) -> Result<(), WalError> {
+        let blob = || Bytes::copy_from_slice(payload);
+        match kind {
+            Kind::Entry => {}
+            Kind::Vote => self.checkpoint.vote = blob(),
+            Kind::Committed => self.checkpoint.committed = blob(),
+            Kind::Truncate => {
+                self.table.truncate(index);
+                self.gone_next = self.gone_next.min(index);
+            }
+            Kind::Purge => {
+                if index < self.checkpoint.purged_next {
+                    return Ok(());
+                }
+                self.checkpoint.purged = blob();
+                self.checkpoint.purged_next = index + 1;
+                self.table.purge(index + 1);
+            }
+        }
+        (self.visit)(Record { kind, index, payload })
+    }
+
+    /// A segment with a successor was complete and durable before the successor was made.
+    fn leave(
+        &mut self,
+        segment: &Segment,
+        (offset, crc): (u64, u32),
+        next: &Segment,
+        header: &Header,
+    ) -> Result<(), WalError> {
+        if header.first_lsn != self.next_lsn || header.previous_crc != crc {
+            let what = "a record is unreadable, and later segments exist";
+            return Err(segment.damaged(offset, what));
+        }
+        if header.checkpoint != self.checkpoint {
+            return Err(next.damaged(0, "the checkpoint contradicts the segments before"));
+        }
+        self.position_base += offset;
+        Ok(())
+    }
+
+    fn finish(self, segment: Arc<Segment>, offset: u64, crc: u32) -> Result<Recovered, WalError> {
+        if self.gone_next > self.checkpoint.purged_next {
+            let sequence = self.first.sequence - 1;
+            return Err(WalError::Missing { file: self.first.path.clone(), sequence });
+        }
+        let cursor = Cursor {
+            segment,
+            offset,
+            crc,
+            next_lsn: self.next_lsn,
+            position_base: self.position_base,
+            checkpoint: self.checkpoint,
+        };
+        Ok(Recovered { table: self.table, cursor })
+    }
+}
+
+/// Decides what the bytes behind the last intact record are, and makes the end clean and durable.
+fn cut_tail(segment: &Segment, offset: u64, next_lsn: u64) -> Result<(), WalError> {
+    let mut scanner = Scanner::new(segment);
+    let torn_head = scanner.head(offset)?.is_some_and(|head| head.lsn == next_lsn);
+    let mut remains_end = None;
+    let mut at = offset + ALIGN as u64;
+    while at + ALIGN as u64 <= segment.bytes {
+        if let Some(head) = stray(&mut scanner, at, next_lsn)? {
+            if head.durable_lsn >= next_lsn {
+                let what = "a record is unreadable, and a later one says that it was durable";
+                return Err(segment.damaged(offset, what));
+            }
+            remains_end = Some(at + head.record_bytes() as u64);
+        }
+        at += ALIGN as u64;
+    }
+    if torn_head || remains_end.is_some() {
+        let end = remains_end.unwrap_or(offset).max(offset + CUT_BYTES_MIN).min(segment.bytes);
+        tracing::warn!(
+            file = segment.path,
+            offset,
+            end,
+            "cut the torn tail of the log, nobody was told of it"
+        );
+        let zeroes = vec![0; (end - offset) as usize];
+        segment.file.write_at(&zeroes, offset).map_err(|error| segment.io("cut", error))?;
+    }
+    // After a crash of the process alone, intact records may still be in the page cache only.
+    segment.file.sync().map_err(|error| segment.io("flush", error))
+}
+
+/// The head of an intact record of this segment at `at` that belongs behind the cut.
+fn stray(scanner: &mut Scanner<'_>, at: u64, next_lsn: u64) -> Result<Option<Head>, WalError> {
+    let Some(head) = scanner.head(at)? else { return Ok(None) };
+    // Records have at least this many bytes, which bounds the numbers that can follow.
+    let furthest = next_lsn + at / super::record::HEAD_BYTES as u64;
+    if head.lsn < next_lsn || head.lsn > furthest {
+        return Ok(None);
+    }
+    let previous = scanner.crc_before(at)?;
+    Ok(scanner.record(at, previous)?.map(|(head, _, _)| head))
+}
