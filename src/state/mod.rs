@@ -38,9 +38,7 @@ mod pins;
 pub mod range;
 pub mod revision;
 mod schema;
-pub mod shim;
 pub mod txn;
-pub use shim::*;
 mod write;
 
 pub use answer::{
