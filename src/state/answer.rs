@@ -111,3 +111,10 @@ pub struct Event {
     /// Where the pair that this event replaced is recorded; none if the key was not there.
     pub prev: Option<Revision>,
 }
+
+impl Event {
+    /// Whether it made its key, or made it anew.
+    pub fn is_create(&self) -> bool {
+        self.kind == EventKind::Put && self.version == 1
+    }
+}

@@ -31,6 +31,8 @@ pub mod check;
 mod compact;
 pub mod error;
 mod frames;
+pub mod hash;
+pub mod history;
 pub mod key_range;
 mod mvcc;
 mod open;
@@ -38,6 +40,7 @@ mod pins;
 pub mod range;
 pub mod revision;
 mod schema;
+pub mod snapshot;
 pub mod txn;
 mod write;
 
@@ -47,9 +50,12 @@ pub use answer::{
 };
 pub use error::RequestError;
 pub use frames::ColdPair;
+pub use hash::{HashAnswer, HashJob};
+pub use history::History;
 pub use key_range::KeyRange;
 pub use range::RangePlan;
 pub use revision::{Position, Revision};
+pub use snapshot::{SnapshotReader, SnapshotWriter};
 
 use crate::pb::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 use crate::pb::quorate::command::command::Body;
@@ -176,14 +182,17 @@ impl<B: Backend> State<B> {
     }
 
     fn commit(&mut self, mut pending: Pending) -> Result<(), StorageError> {
-        let position = self.applied.expect("an entry is being applied");
-        let (time_unix_ms, revision) = (self.time_unix_ms, self.revision);
-        let progress = Progress { position, time_unix_ms, revision };
+        let progress = self.progress().expect("an entry is being applied");
         pending.facts.put(schema::POSITION, progress.encode());
         self.backend.commit(pending.into_batch())?;
         // Not before: until the commit, what this entry wrote can only be read from memory.
         self.index.evict();
         Ok(())
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        let (time_unix_ms, revision) = (self.time_unix_ms, self.revision);
+        self.applied.map(|position| Progress { position, time_unix_ms, revision })
     }
 
     fn apply_command(

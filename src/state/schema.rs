@@ -95,6 +95,13 @@ impl Progress {
     }
 }
 
+/// Whether `key` is one that this layout has.
+pub(super) fn is_known(key: &[u8]) -> bool {
+    record_revision(key).is_some()
+        || [FORMAT, POSITION, MEMBERSHIP, COMPACT].contains(&key)
+        || key.strip_prefix(MEMBER_PREFIX).is_some_and(|id| id.len() == 8)
+}
+
 /// The value of `mcompact`.
 pub(super) fn encode_compact(requested: i64, finished: i64) -> Bytes {
     Bytes::from([requested.to_be_bytes(), finished.to_be_bytes()].concat())

@@ -1,0 +1,110 @@
+//! Proof that members agree: a checksum over history up to a revision.
+//!
+//! The checksum covers what a compaction at the compact revision leaves, whether or not this member
+//! has deleted the rest yet. So members can be compared at any time, and it costs them one scan,
+//! in steps.
+
+use std::ops::ControlFlow;
+
+use super::State;
+use super::error::RequestError;
+use super::mvcc::index::Index;
+use super::mvcc::record;
+use super::pins::Pin;
+use super::revision::Revision;
+use super::schema::{self, damaged};
+use crate::storage::{Backend, StorageError};
+
+/// The checksum of the history between two revisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HashAnswer {
+    /// CRC32C over the storage keys and values of the records.
+    pub hash: u32,
+    /// The compact revision the checksum assumes; as in etcd -1 if there was no compaction.
+    pub compact_revision: i64,
+    /// The last revision it covers.
+    pub hash_revision: i64,
+}
+
+/// A checksum in the making.
+#[derive(Debug)]
+pub struct HashJob {
+    answer: HashAnswer,
+    /// The storage key to go on with.
+    next: Vec<u8>,
+    _pin: Pin,
+}
+
+impl HashJob {
+    /// Begins a checksum up to `revision`; 0 or less means the current one.
+    pub fn new<B: Backend>(state: &State<B>, revision: i64) -> Result<Self, RequestError> {
+        if revision > state.revision() {
+            return Err(RequestError::FutureRev);
+        }
+        let hash_revision = if revision <= 0 { state.revision() } else { revision };
+        let compact_revision = state.compact_revision();
+        if hash_revision < compact_revision {
+            return Err(RequestError::Compacted);
+        }
+        Ok(HashJob {
+            answer: HashAnswer { hash: 0, compact_revision, hash_revision },
+            next: schema::record_key(Revision::default()).to_vec(),
+            _pin: state.pins().pin(compact_revision),
+        })
+    }
+
+    /// Takes in up to `records_max` more records; the answer when there are none left.
+    pub fn step<B: Backend>(
+        &mut self,
+        state: &State<B>,
+        records_max: usize,
+    ) -> Result<Option<HashAnswer>, StorageError> {
+        let end = schema::record_key(Revision::first(self.answer.hash_revision + 1));
+        let mut records = 0;
+        let mut stopped = None;
+        let mut torn = false;
+        let answer = &mut self.answer;
+        state.backend().scan(&self.next, &end, &mut |key, value| {
+            if records == records_max {
+                stopped = Some(key.to_vec());
+                return ControlFlow::Break(());
+            }
+            records += 1;
+            match stays(state.index(), answer.compact_revision, key, value) {
+                Some(true) => {
+                    answer.hash = crc32c::crc32c_append(answer.hash, key);
+                    answer.hash = crc32c::crc32c_append(answer.hash, value);
+                }
+                Some(false) => {}
+                None => {
+                    torn = true;
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        if torn {
+            return Err(damaged("a record is malformed"));
+        }
+        match stopped {
+            Some(key) => {
+                self.next = key;
+                Ok(None)
+            }
+            None => Ok(Some(self.answer)),
+        }
+    }
+}
+
+/// Whether a compaction at `compact_revision` leaves the record; none if it is malformed.
+fn stays(index: &Index, compact_revision: i64, key: &[u8], value: &[u8]) -> Option<bool> {
+    let revision = schema::record_revision(key)?;
+    if revision.main >= compact_revision {
+        // As in etcd: this includes a tombstone at exactly the compact revision.
+        return Some(true);
+    }
+    let (_, kv) = record::split(value)?;
+    let pair = record::Pair::decode(kv)?;
+    let newest = index.get(pair.key).and_then(|entry| entry.live_at(compact_revision));
+    Some(newest.is_some_and(|version| version.revision() == revision))
+}
