@@ -81,6 +81,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// Sees every commit that returned before the call; of later ones it may see some, also parts
     /// of a batch. `visit` may take its time: nothing is locked while it runs.
+    #[expect(clippy::type_complexity, reason = "an alias would hide the signature to write")]
     fn scan(
         &self,
         start: &[u8],

@@ -19,7 +19,7 @@ use crate::storage::StorageError;
 /// Entries in a sled leaf, the unit that is read, compressed and written. Part of the disk format.
 ///
 /// Measured: see "Decisions" in ARCHITECTURE.md.
-pub(super) const LEAF_FANOUT: usize = 128;
+pub(super) const LEAF_FANOUT: usize = 64;
 
 /// The one type of sled database used here.
 pub(super) type Database = Db<LEAF_FANOUT>;

@@ -125,7 +125,7 @@ impl Writer {
         }
         let database = self.database.as_ref().expect("only taken while reopening");
         let mut puts = ::sled::Batch::default();
-        puts.insert(SEQ_KEY, &self.applied_seq.to_be_bytes());
+        puts.insert(SEQ_KEY, self.applied_seq.to_be_bytes());
         for (key, (_, value)) in &merged {
             if let Some(value) = value {
                 puts.insert(key.as_ref(), value.as_ref());
