@@ -60,10 +60,12 @@ impl<'a> Printer<'a> {
     /// The lines, with runs of equal lines written once with their count.
     pub(crate) fn finish(self) -> Vec<String> {
         let mut folded: Vec<(String, usize)> = Vec::new();
-        for line in self.lines {
+        for (index, line) in self.lines.iter().enumerate() {
+            // A line with lines of its own below it stays visible.
+            let is_parent = self.lines.get(index + 1).is_some_and(|next| depth(next) > depth(line));
             match folded.last_mut() {
-                Some((last, count)) if *last == line => *count += 1,
-                _ => folded.push((line, 1)),
+                Some((last, count)) if last == line && !is_parent => *count += 1,
+                _ => folded.push((line.clone(), 1)),
             }
         }
         let show = |(line, count): (String, usize)| match count {
@@ -92,8 +94,9 @@ impl<'a> Printer<'a> {
 
     /// Prints a status that is not OK.
     fn error(&mut self, status: &Status) {
-        let name = code_name(status.code());
-        self.line(0, format!("error {name}: {}", status.message()));
+        // Go's protobuf writes some spaces as U+00A0, which ones depends on the build.
+        let message = status.message().replace('\u{a0}', " ");
+        self.line(0, format!("error {}: {message}", code_name(status.code())));
     }
 
     /// Prints the only message of a unary answer.
@@ -226,7 +229,10 @@ impl<'a> Printer<'a> {
     fn grant(&mut self, response: &LeaseGrantResponse) {
         let head = self.header(0, response.header.as_ref());
         let id = self.scope.show_lease(response.id);
-        self.line(0, format!("grant {head} ID={id} TTL={} {}", response.ttl, response.error));
+        self.line(0, format!("grant {head} ID={id} TTL={}", response.ttl));
+        if !response.error.is_empty() {
+            self.line(1, format!("error {}", response.error));
+        }
     }
 
     fn status(&mut self, response: &StatusResponse) {
@@ -268,7 +274,7 @@ impl<'a> Printer<'a> {
             self.hashes.push(response.hash);
             self.hashes.len() - 1
         });
-        let compact = self.scope.show_revision(response.compact_revision);
+        let compact = self.scope.show_compact_revision(response.compact_revision);
         let hashed = self.scope.show_revision(response.hash_revision);
         self.line(
             0,
@@ -307,6 +313,11 @@ impl<'a> Printer<'a> {
             self.line(1, show_bytes(message));
         }
     }
+}
+
+/// How many spaces a line is set in.
+fn depth(line: &str) -> usize {
+    line.len() - line.trim_start().len()
 }
 
 /// Decodes an answer.

@@ -84,6 +84,14 @@ impl Scope {
         format!("rev{:+}", revision - self.base)
     }
 
+    /// Prints a compact revision: what other cases compacted is only `earlier`.
+    pub(crate) fn show_compact_revision(&self, revision: i64) -> String {
+        if (1..=self.base).contains(&revision) {
+            return "earlier".to_owned();
+        }
+        self.show_revision(revision)
+    }
+
     /// Prints a lease id.
     pub(crate) fn show_lease(&self, lease: i64) -> String {
         let number = lease.wrapping_sub(self.leases);
