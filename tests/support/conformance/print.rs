@@ -240,8 +240,8 @@ impl<'a> Printer<'a> {
         let minor = |version: &str| version.rsplitn(2, '.').last().unwrap_or_default().to_owned();
         let sane = |name: &str, ok: bool| if ok { String::new() } else { format!(" BAD-{name}") };
         let in_use = response.db_size_in_use > 0 && response.db_size_in_use <= response.db_size;
-        let applied = response.raft_applied_index > 0
-            && response.raft_applied_index <= response.raft_index;
+        let applied =
+            response.raft_applied_index > 0 && response.raft_applied_index <= response.raft_index;
         self.line(
             0,
             format!(

@@ -186,7 +186,9 @@ fn plain(verb: &str, fields: &mut Fields<'_>, scope: &Scope) -> (&'static str, V
             ("/etcdserverpb.KV/RangeStream", range(f, scope).encode_to_vec(), Shape::Stream)
         }
         "put" => ("/etcdserverpb.KV/Put", put(f, scope).encode_to_vec(), Shape::Put),
-        "delete" => ("/etcdserverpb.KV/DeleteRange", delete(f, scope).encode_to_vec(), Shape::Delete),
+        "delete" => {
+            ("/etcdserverpb.KV/DeleteRange", delete(f, scope).encode_to_vec(), Shape::Delete)
+        }
         "wipe" => ("/etcdserverpb.KV/DeleteRange", everything().encode_to_vec(), Shape::Delete),
         "compact" => {
             let revision = f.number("revision", scope);
@@ -194,7 +196,8 @@ fn plain(verb: &str, fields: &mut Fields<'_>, scope: &Scope) -> (&'static str, V
             ("/etcdserverpb.KV/Compact", request.encode_to_vec(), Shape::Compact)
         }
         "grant" => {
-            let request = LeaseGrantRequest { ttl: f.number("TTL", scope), id: f.number("ID", scope) };
+            let request =
+                LeaseGrantRequest { ttl: f.number("TTL", scope), id: f.number("ID", scope) };
             ("/etcdserverpb.Lease/LeaseGrant", request.encode_to_vec(), Shape::Grant)
         }
         "revoke" => {
@@ -244,8 +247,7 @@ fn range(fields: &mut Fields<'_>, scope: &Scope) -> RangeRequest {
         limit: fields.number("limit", scope),
         revision: fields.number("revision", scope),
         sort_order: fields.choice("sort_order", &["NONE", "ASCEND", "DESCEND"]),
-        sort_target: fields
-            .choice("sort_target", &["KEY", "VERSION", "CREATE", "MOD", "VALUE"]),
+        sort_target: fields.choice("sort_target", &["KEY", "VERSION", "CREATE", "MOD", "VALUE"]),
         serializable: fields.flag("serializable"),
         keys_only: fields.flag("keys_only"),
         count_only: fields.flag("count_only"),

@@ -70,7 +70,8 @@ pub(crate) fn write(path: &Path, rows: &[Row]) {
 
 /// The table in Markdown.
 fn render(rows: &[Row]) -> String {
-    let mut text = String::from("| Topic | Cases | Agree | Differ | Notes |\n|---|--:|--:|--:|---|\n");
+    let mut text =
+        String::from("| Topic | Cases | Agree | Differ | Notes |\n|---|--:|--:|--:|---|\n");
     let mut line = |row: &Row, title: &str| {
         let (cases, agree, differ) = (row.cases, row.agree, row.differ());
         let notes = row.notes.join("; ").replace('|', "\\|");
