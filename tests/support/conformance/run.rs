@@ -1,0 +1,99 @@
+//! Runs the cases of a topic against one endpoint.
+
+use std::time::Duration;
+
+use prost::Message;
+use quorate::pb::etcdserverpb::{RangeRequest, RangeResponse};
+
+use super::client::Client;
+use super::print::{Identity, Printer};
+use super::request;
+use super::scope::Scope;
+use super::script::{Case, Topic};
+
+/// How long one case may take.
+const CASE_SECONDS_MAX: u64 = 60;
+
+/// What one case printed.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    /// The lines of the answer.
+    pub(crate) output: Vec<String>,
+}
+
+/// A member that scripts are run against.
+#[derive(Debug)]
+pub(crate) struct Target {
+    client: Client,
+    identity: Identity,
+    nonce: u32,
+    cases: u32,
+}
+
+impl Target {
+    /// Connects to `endpoint`. The cases of this run use keys and leases that no other run uses.
+    pub(crate) async fn connect(endpoint: &str) -> Target {
+        let client = Client::connect(endpoint).await;
+        // Below 2^31, so that lease ids made of it are positive.
+        let nonce = fastrand::u32(1..1 << 31);
+        Target { client, identity: Identity::default(), nonce, cases: 0 }
+    }
+
+    /// Runs every case of `topic` in order; none if the topic needs a fresh store and this is not
+    /// one.
+    pub(crate) async fn run(&mut self, topic: &Topic) -> Option<Vec<Outcome>> {
+        if topic.needs_fresh_store() && self.revision().await != 1 {
+            return None;
+        }
+        let mut outcomes = Vec::new();
+        for case in &topic.cases {
+            let deadline = Duration::from_secs(CASE_SECONDS_MAX);
+            let outcome = tokio::time::timeout(deadline, self.run_case(case)).await;
+            let place = format!("{}:{}", topic.path.display(), case.line);
+            outcomes.push(outcome.unwrap_or_else(|_| panic!("{place}: no answer in time")));
+        }
+        Some(outcomes)
+    }
+
+    /// Runs one case.
+    async fn run_case(&mut self, case: &Case) -> Outcome {
+        self.cases += 1;
+        let base = self.revision().await;
+        let scope = Scope::new(self.nonce, self.cases, base);
+        let steps = request::parse(&case.requests(), &scope);
+        let mut printer = Printer::new(&scope, &mut self.identity);
+        for step in steps {
+            let answer = self.client.call(&step.path, step.body.clone(), &step.metadata).await;
+            printer.answer(&step, answer);
+        }
+        Outcome { output: printer.finish() }
+    }
+
+    /// The current revision of the store.
+    async fn revision(&mut self) -> i64 {
+        let key = bytes::Bytes::from_static(b"\0");
+        let request = RangeRequest { key, count_only: true, ..RangeRequest::default() };
+        let body = request.encode_to_vec().into();
+        let answer = self.client.call("/etcdserverpb.KV/Range", body, &[]).await;
+        let messages = answer.expect("a server tells its revision");
+        let response = RangeResponse::decode(messages[0].clone()).expect("a Range answer");
+        response.header.expect("a Range answer has a header").revision
+    }
+}
+
+/// The differences between what was expected and what came, as a text; empty if there are none.
+pub(crate) fn difference(topic: &Topic, case: &Case, came: &[String]) -> String {
+    let expected = case.expected();
+    if expected == came {
+        return String::new();
+    }
+    format!(
+        "{}:{}: {}\n  requests:\n    {}\n  expected:\n    {}\n  came:\n    {}\n",
+        topic.path.display(),
+        case.line,
+        case.name(),
+        case.requests().join("\n    "),
+        expected.join("\n    "),
+        came.join("\n    "),
+    )
+}

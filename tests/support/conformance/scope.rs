@@ -1,0 +1,142 @@
+//! What the words of one case mean: its key prefix, its first revision, its leases.
+//!
+//! The same scope reads literals into messages and prints them back, so that a recorded answer does
+//! not depend on where in the life of a server the case ran.
+
+use bytes::Bytes;
+
+/// How many leases one case may name; `L1` to `L9`.
+const LEASES_PER_CASE: i64 = 10;
+
+/// Longer values are printed by their length.
+const PRINTED_BYTES_MAX: usize = 80;
+
+/// Runs of one byte that are longer are printed as a repeat.
+const PRINTED_RUN_MAX: usize = 20;
+
+/// The frame of reference of one case.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    prefix: Vec<u8>,
+    base: i64,
+    leases: i64,
+}
+
+impl Scope {
+    /// The scope of case `number` in the run `nonce`, which began at revision `base`.
+    ///
+    /// The prefix always has the same length, so that messages about sizes are constant.
+    pub(crate) fn new(nonce: u32, number: u32, base: i64) -> Scope {
+        let prefix = format!("{nonce:08x}/{number:04}/").into_bytes();
+        let leases = (i64::from(nonce) << 20) + i64::from(number) * LEASES_PER_CASE;
+        Scope { prefix, base, leases }
+    }
+
+    /// Reads a key: `/a` lies below the prefix of this case, anything else is taken as it is.
+    pub(crate) fn key(&self, text: &str) -> Bytes {
+        match text.strip_prefix('/') {
+            Some(rest) => [self.prefix.as_slice(), &unescape(rest)].concat().into(),
+            None => unescape(text).into(),
+        }
+    }
+
+    /// Reads a value or any other bytes.
+    pub(crate) fn bytes(&self, text: &str) -> Bytes {
+        unescape(text).into()
+    }
+
+    /// Reads a number: decimal, `max`, `min`, `rev`, `rev+N`, `rev-N` or `LN`.
+    pub(crate) fn number(&self, text: &str) -> i64 {
+        let decimal = |text: &str| -> i64 {
+            text.parse().unwrap_or_else(|_| panic!("`{text}` is not a number"))
+        };
+        match text {
+            "max" => i64::MAX,
+            "min" => i64::MIN,
+            "rev" => self.base,
+            _ => match (text.strip_prefix("rev"), text.strip_prefix('L')) {
+                (Some(offset), _) => self.base + decimal(offset),
+                (None, Some(lease)) => self.leases + decimal(lease),
+                (None, None) => decimal(text),
+            },
+        }
+    }
+
+    /// Prints a key.
+    pub(crate) fn show_key(&self, key: &[u8]) -> String {
+        match key.strip_prefix(self.prefix.as_slice()) {
+            Some(rest) => format!("/{}", show_bytes(rest)),
+            None if key.first() == Some(&b'/') => format!("\\x2f{}", show_bytes(&key[1..])),
+            None => show_bytes(key),
+        }
+    }
+
+    /// Prints a value.
+    pub(crate) fn show_value(&self, value: &[u8]) -> String {
+        format!("\"{}\"", show_bytes(value))
+    }
+
+    /// Prints a revision relative to the start of the case; 0 and below are special and absolute.
+    pub(crate) fn show_revision(&self, revision: i64) -> String {
+        if revision <= 0 {
+            return revision.to_string();
+        }
+        format!("rev{:+}", revision - self.base)
+    }
+
+    /// Prints a compact revision: what other cases compacted is only `earlier`.
+    pub(crate) fn show_compact_revision(&self, revision: i64) -> String {
+        if (1..=self.base).contains(&revision) {
+            return "earlier".to_owned();
+        }
+        self.show_revision(revision)
+    }
+
+    /// Prints a lease id.
+    pub(crate) fn show_lease(&self, lease: i64) -> String {
+        let number = lease.wrapping_sub(self.leases);
+        if (1..LEASES_PER_CASE).contains(&number) {
+            return format!("L{number}");
+        }
+        lease.to_string()
+    }
+}
+
+/// Resolves `\xNN` escapes and a final `*COUNT`, which repeats all that stands before it.
+fn unescape(text: &str) -> Vec<u8> {
+    if let Some((unit, count)) = text.rsplit_once('*') {
+        let count = count.parse().unwrap_or_else(|_| panic!("`{text}` ends in no count"));
+        return unescape(unit).repeat(count);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("\\x") {
+        bytes.extend_from_slice(before.as_bytes());
+        let byte = after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(byte.unwrap_or_else(|| panic!("`{text}` has a broken escape")));
+        rest = &after[2..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    bytes
+}
+
+/// Prints bytes so that [`unescape`] reads them back, unless they are long and not uniform.
+pub(crate) fn show_bytes(bytes: &[u8]) -> String {
+    let uniform = bytes.windows(2).all(|pair| pair[0] == pair[1]);
+    if bytes.len() > PRINTED_RUN_MAX && uniform {
+        return format!("{}*{}", show_bytes(&bytes[..1]), bytes.len());
+    }
+    if bytes.len() > PRINTED_BYTES_MAX {
+        return format!("<{} bytes>", bytes.len());
+    }
+    bytes.iter().map(|&byte| show_byte(byte)).collect()
+}
+
+/// Prints one byte.
+fn show_byte(byte: u8) -> String {
+    match byte {
+        b'\\' | b'"' | b'*' => format!("\\x{byte:02x}"),
+        0x21..=0x7e => char::from(byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    }
+}
