@@ -6,7 +6,7 @@
 //!                   wal/          the log, unless --wal-dir puts it elsewhere
 //!                   state/CURRENT names the state directory that counts, e.g. `state-3`
 //!                   state/state-<n>/    state that can be rebuilt
-//!                   state/staging-<n>/  a snapshot being received
+//!                   state/state-<m>/    a snapshot being received, until CURRENT names it
 //! <wal-dir>/{LOCK,IDENTITY,wal/}  the same guards around a log on its own disk
 //! ```
 //!
@@ -34,7 +34,6 @@ const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
 const CURRENT: &str = "CURRENT";
 const STATE_PREFIX: &str = "state-";
-const STAGING_PREFIX: &str = "staging-";
 
 /// Whose data this is. Written once, when the member joins its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,7 +206,7 @@ impl DataDir {
     pub fn new_staging_dir(&self) -> Result<StagingDir, DataDirError> {
         let mut generation = self.current + 1;
         loop {
-            let path = self.state_dir().join(format!("{STAGING_PREFIX}{generation}"));
+            let path = self.state_dir().join(format!("{STATE_PREFIX}{generation}"));
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(StagingDir { generation, path }),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => generation += 1,
@@ -216,21 +215,17 @@ impl DataDir {
         }
     }
 
-    /// Makes a verified staging directory the current state and returns its new path. Its files
-    /// must be closed and fsynced; this call makes the switch itself durable and atomic. The
-    /// previous state stays until [`DataDir::remove_stale_states`].
-    pub fn flip_to(&mut self, staging: StagingDir) -> Result<PathBuf, DataDirError> {
-        // Staging directories may finish in any order; the number only has to be a new one.
-        let generation = staging.generation.max(self.current + 1);
-        let name = format!("{STATE_PREFIX}{generation}");
-        let target = self.state_dir().join(&name);
+    /// Makes a verified staging directory the current state. Its files must be fsynced; they may
+    /// stay open, since the directory keeps its name and only the pointer moves. The switch is
+    /// durable and atomic. The previous state stays until [`DataDir::remove_stale_states`].
+    pub fn flip_to(&mut self, staging: StagingDir) -> Result<(), DataDirError> {
         sync_dir(&staging.path)?;
-        fs::rename(&staging.path, &target).map_err(at(&staging.path))?;
         sync_dir(&self.state_dir())?;
         // A crash up to here leaves a directory that CURRENT does not name: removed at start.
+        let name = format!("{STATE_PREFIX}{}", staging.generation);
         replace_file(&self.state_dir(), CURRENT, &format!("{name}\n"))?;
-        self.current = generation;
-        Ok(target)
+        self.current = staging.generation;
+        Ok(())
     }
 
     /// Removes every state and staging directory that is not current. Call it when the previous
@@ -389,7 +384,7 @@ fn remove_all_but(state: &Path, keep: Option<&str>) -> Result<(), DataDirError> 
         let entry = entry.map_err(at(state))?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let ours = name.starts_with(STATE_PREFIX) || name.starts_with(STAGING_PREFIX);
+        let ours = name.starts_with(STATE_PREFIX);
         if ours && Some(name) != keep {
             fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
         }

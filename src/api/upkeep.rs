@@ -20,10 +20,9 @@ impl Api {
         let _: StatusRequest = grpc::decode(message)?;
         let node = self.member.node();
         let leadership = node.leadership();
-        let (revision, size, in_use) = {
+        let (revision, size) = {
             let state = self.member.state();
-            let size = state.backend().size_bytes();
-            (state.revision(), size, state.size_in_use())
+            (state.revision(), state.backend().size_bytes())
         };
         let mut errors = Vec::new();
         if leadership.leader.is_none() {
@@ -33,7 +32,8 @@ impl Api {
             header: Some(self.member.header(revision)),
             version: release::ETCD_VERSION.to_owned(),
             db_size: size.cast_signed(),
-            db_size_in_use: in_use.min(size).cast_signed(),
+            // Nothing has to be defragmented, so all of it is in use.
+            db_size_in_use: size.cast_signed(),
             db_size_quota: self.member.options().quota_bytes,
             leader: leadership.leader.unwrap_or(0),
             raft_index: node.committed_index(),

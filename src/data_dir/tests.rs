@@ -149,12 +149,13 @@ fn flip_moves_the_pointer_and_removal_follows() {
     let mut data = claimed(&dir);
     let old = data.current_state_dir();
     let (first, second) = (data.new_staging_dir().unwrap(), data.new_staging_dir().unwrap());
-    fs::write(second.path().join("f"), b"second").unwrap();
-    let flipped = data.flip_to(second).unwrap();
+    assert_ne!(first.path(), second.path(), "each snapshot gets a directory of its own");
+    let flipped = second.path().to_owned();
+    fs::write(flipped.join("f"), b"second").unwrap();
+    data.flip_to(second).unwrap();
     assert_eq!(data.current_state_dir(), flipped);
+    assert!(flipped.join("f").exists(), "the files keep their place");
     assert!(old.exists(), "the old state may still be open");
-    let flipped = data.flip_to(first).unwrap();
-    assert!(!flipped.join("f").exists(), "an earlier staging dir gets a later number");
     data.remove_stale_states().unwrap();
     assert!(!old.exists());
     drop(data);
@@ -169,13 +170,12 @@ fn crash_before_the_pointer_moves_keeps_the_old_state() {
     let staging = data.new_staging_dir().unwrap();
     let other = data.new_staging_dir().unwrap();
     let state = dir.path().join("data/member/state");
-    // As after a crash in `flip_to`, between the rename and the new CURRENT.
-    fs::rename(staging.path(), state.join("state-2")).unwrap();
+    // As after a crash in `flip_to`, before the new CURRENT has its name.
     fs::write(state.join("CURRENT.tmp"), "stat").unwrap();
     drop(data);
     let data = open(&dir).unwrap();
     assert_eq!(fs::read(data.current_state_dir().join("f")).unwrap(), b"old");
-    assert!(!state.join("state-2").exists() && !other.path().exists());
+    assert!(!staging.path().exists() && !other.path().exists());
 }
 
 #[test]

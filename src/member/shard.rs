@@ -33,7 +33,6 @@ pub(crate) enum Delivery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadRefused {
     NoLeader,
-    LeaderChanged,
     Timeout,
     TimeoutApplied,
     Stopped,
@@ -43,7 +42,6 @@ impl From<ReadRefused> for Error {
     fn from(refused: ReadRefused) -> Self {
         match refused {
             ReadRefused::NoLeader => Error::NoLeader,
-            ReadRefused::LeaderChanged => Error::LeaderChanged,
             ReadRefused::Timeout => Error::Timeout,
             ReadRefused::TimeoutApplied => Error::TimeoutApplied,
             ReadRefused::Stopped => Error::Stopped,

@@ -1,8 +1,8 @@
 //! What the state machine, the snapshot code and the node hold in common.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -14,6 +14,7 @@ use crate::data_dir::DataDir;
 use crate::limits;
 use crate::state::{Options, Position};
 use crate::storage::Backend;
+use crate::storage::sled::SledBackend;
 
 /// The state and everything around it that outlives a single call.
 pub struct Shared {
@@ -29,6 +30,8 @@ pub struct Shared {
     pub(crate) data_dir: Arc<Mutex<DataDir>>,
     /// Held while a snapshot comes in: one at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
+    /// The storage of the state that a snapshot replaced, until its files are removed.
+    pub(crate) replaced: Mutex<Option<Weak<SledBackend>>>,
     pub(crate) drained: Arc<Notify>,
     applied: watch::Sender<u64>,
     sole_voter: Arc<SoleVoter>,
@@ -57,6 +60,7 @@ impl Shared {
             observer: parts.observer,
             data_dir: parts.data_dir,
             receiving: tokio::sync::Mutex::new(()),
+            replaced: Mutex::new(None),
             drained,
             applied: watch::Sender::new(index),
             sole_voter: parts.sole_voter,

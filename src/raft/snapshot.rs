@@ -20,12 +20,12 @@ use super::shared::Shared;
 use super::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
 use super::{Store, codec, state_machine};
 use crate::data_dir::StagingDir;
-use crate::limits;
 use crate::pb::quorate::peer::snapshot_frame::Body;
 use crate::pb::quorate::peer::{SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords};
 use crate::state::{SnapshotReader, SnapshotWriter, State};
 use crate::storage::sled::{SledBackend, SledOptions};
 use crate::storage::{Backend, StorageError};
+use crate::{limits, tasks};
 
 /// What openraft passes around as a snapshot.
 pub enum SnapshotData {
@@ -102,6 +102,7 @@ pub(crate) async fn install(
         data_dir.lock().flip_to(directory).map_err(io::Error::other)?;
         let at = state.applied();
         let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
+        *shared_for_flip.replaced.lock() = Some(Arc::downgrade(old.backend()));
         drop(old);
         Ok::<_, io::Error>(at)
     });
@@ -223,7 +224,22 @@ pub(crate) async fn receive_snapshot(
     let data = SnapshotData::Staged(Box::new(staged));
     let installed = node.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: data });
     let response = installed.await.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+    tasks::spawn("remove-stale-state", remove_stale(Arc::clone(shared)));
     Ok(response.vote)
+}
+
+/// Gives back the space of the state that a snapshot replaced, once its last reader is gone.
+async fn remove_stale(shared: Arc<Shared>) {
+    let _no_snapshot_comes_in = shared.receiving.lock().await;
+    let Some(replaced) = shared.replaced.lock().take() else { return };
+    while replaced.strong_count() > 0 {
+        tokio::time::sleep(limits::CHECKPOINT_POLL).await;
+    }
+    let data_dir = Arc::clone(&shared.data_dir);
+    let removed = tokio::task::spawn_blocking(move || data_dir.lock().remove_stale_states()).await;
+    if !matches!(removed, Ok(Ok(()))) {
+        tracing::warn!("cannot remove the replaced state; the next start does");
+    }
 }
 
 async fn next_frame(
@@ -257,7 +273,6 @@ async fn blocking<T: Send + 'static>(
 struct Incoming {
     directory: StagingDir,
     backend: Arc<SledBackend>,
-    writer: SnapshotWriter<SledBackend>,
     footer: SnapshotFooter,
 }
 
@@ -268,8 +283,7 @@ impl Incoming {
         })?;
         let options = SledOptions { cache_bytes: shared.storage_cache_bytes, ..Default::default() };
         let backend = Arc::new(SledBackend::open(directory.path(), options)?);
-        let writer = SnapshotWriter::new(Arc::clone(&backend));
-        Ok(Incoming { directory, backend, writer, footer: SnapshotFooter::default() })
+        Ok(Incoming { directory, backend, footer: SnapshotFooter::default() })
     }
 
     /// Verifies one frame and writes its pairs.
@@ -287,7 +301,7 @@ impl Incoming {
         self.footer.frames += 1;
         self.footer.pairs += pairs.len() as u64;
         self.footer.checksum = checksum;
-        self.writer.write(pairs)?;
+        SnapshotWriter::new(&*self.backend).write_chunk(pairs)?;
         if self.backend.backlog_bytes() > limits::STORAGE_BACKLOG_BYTES_MAX {
             self.backend.checkpoint()?;
         }
@@ -303,8 +317,7 @@ impl Incoming {
         if self.footer != *footer {
             return Err(damaged("the footer"));
         }
-        self.writer.finish()?;
-        self.backend.checkpoint()?;
+        SnapshotWriter::new(&*self.backend).finish()?;
         let state = State::open(self.backend, options)?;
         Ok(Staged { state, directory: self.directory })
     }

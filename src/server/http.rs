@@ -101,7 +101,7 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
         applied: node.shared().applied_index(),
         pending: member.pending_proposals(),
         db_bytes,
-        db_bytes_in_use: state.size_in_use().min(db_bytes),
+        db_bytes_in_use: db_bytes,
         quota_bytes: member.options().quota_bytes.max(0).cast_unsigned(),
         keys: state.keys().max(0).cast_unsigned(),
         revision: state.revision().cast_unsigned(),
