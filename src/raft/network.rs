@@ -45,7 +45,8 @@ impl Network {
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerLink;
 
-    async fn new_client(&mut self, target: u64, _node: &MemberNode) -> PeerLink {
+    async fn new_client(&mut self, target: u64, node: &MemberNode) -> PeerLink {
+        self.peers.learn(std::iter::once((target, node.peer_urls.as_slice())));
         PeerLink { peers: Arc::clone(&self.peers), target, channel: None, failures: 0 }
     }
 }
