@@ -33,6 +33,7 @@
 //! | `grant` `revoke` | a lease, for the cases that attach keys to one |
 //! | `status` `hashkv` `members` | Maintenance and Cluster |
 //! | `raw path=… body=…` | any method with any bytes; `as=range` (or `put`, `stream`) decodes the answer |
+//! | `http path=… body=…` | one HTTP/2 request: `body` holds gRPC's frames, `meta.…` the headers, `method=GET` another method |
 //! | `wipe` | deletes every key of the store and prints nothing |
 //!
 //! `quiet` before a verb prints only errors. `times=3` repeats a line with `%` as 000, 001, 002.

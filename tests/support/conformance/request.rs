@@ -19,6 +19,8 @@ const INDENT: usize = 2;
 /// One request of a case, ready to send.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
+    /// The HTTP method; POST for gRPC.
+    pub(crate) method: String,
     /// The gRPC method.
     pub(crate) path: String,
     /// The encoded message.
@@ -47,6 +49,8 @@ pub(crate) enum Shape {
     Members,
     /// Bytes, as they are.
     Raw,
+    /// An HTTP answer; the request is one too.
+    Http,
 }
 
 /// Reads all requests of a case.
@@ -162,8 +166,13 @@ fn step(line: &str, below: &[String], scope: &Scope) -> Step {
     let mut fields = Fields::new(rest);
     let metadata = fields.metadata(scope);
     let quiet = quiet || verb == "wipe";
+    let method = fields.take("method").unwrap_or("POST").to_owned();
     let (path, body, shape) = match verb {
         "raw" => raw(&mut fields, scope),
+        "http" => {
+            let path = fields.take("path").expect("http needs a path").to_owned();
+            (path, fields.bytes("body", scope), Shape::Http)
+        }
         "txn" => {
             let body = txn(below, scope).encode_to_vec();
             ("/etcdserverpb.KV/Txn".to_owned(), body.into(), Shape::Txn)
@@ -174,7 +183,7 @@ fn step(line: &str, below: &[String], scope: &Scope) -> Step {
         }
     };
     fields.finish();
-    Step { path, body, shape, metadata, quiet }
+    Step { method, path, body, shape, metadata, quiet }
 }
 
 /// Reads a request that has no lines below it.

@@ -7,7 +7,7 @@ use quorate::pb::etcdserverpb::{RangeRequest, RangeResponse};
 
 use super::client::Client;
 use super::print::{Identity, Printer};
-use super::request;
+use super::request::{self, Shape};
 use super::scope::Scope;
 use super::script::{Case, Topic};
 
@@ -63,8 +63,14 @@ impl Target {
         let steps = request::parse(&case.requests(), &scope);
         let mut printer = Printer::new(&scope, &mut self.identity);
         for step in steps {
-            let answer = self.client.call(&step.path, step.body.clone(), &step.metadata).await;
-            printer.answer(&step, answer);
+            let (path, body) = (&step.path, step.body.clone());
+            if step.shape == Shape::Http {
+                let answer = self.client.http(&step.method, path, body, &step.metadata).await;
+                printer.http(answer);
+            } else {
+                let answer = self.client.call(path, body, &step.metadata).await;
+                printer.answer(&step, answer);
+            }
         }
         Outcome { output: printer.finish() }
     }
