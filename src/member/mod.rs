@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use parking_lot::RwLockReadGuard;
 use tokio::sync::mpsc;
 
@@ -286,21 +287,24 @@ impl Member {
     }
 }
 
-#[tonic::async_trait]
 impl Forwarded for Member {
-    async fn propose(&self, group: Group) -> Result<(), WriteError> {
-        if !self.node.is_leader() {
-            return Err(WriteError::NotAppended);
-        }
-        self.proposer.submit_foreign(group).await.unwrap_or(Err(WriteError::Unknown))
+    fn propose(&self, group: Group) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(async move {
+            if !self.node.is_leader() {
+                return Err(WriteError::NotAppended);
+            }
+            self.proposer.submit_foreign(group).await.unwrap_or(Err(WriteError::Unknown))
+        })
     }
 
-    async fn read_index(&self) -> Option<u64> {
-        if !self.node.is_leader() {
-            return None;
-        }
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.reads.send(ReadRequest::Peer(sender)).ok()?;
-        receiver.await.ok()
+    fn read_index(&self) -> BoxFuture<'_, Option<u64>> {
+        Box::pin(async move {
+            if !self.node.is_leader() {
+                return None;
+            }
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            self.reads.send(ReadRequest::Peer(sender)).ok()?;
+            receiver.await.ok()
+        })
     }
 }
