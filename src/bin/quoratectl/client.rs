@@ -96,8 +96,12 @@ impl Client {
     /// Prepares a client for the endpoints of the command line; connects to none of them yet.
     pub(crate) fn new(flags: &GlobalFlags) -> Result<Self, Error> {
         check_transport(flags)?;
-        let addresses: Vec<&str> =
-            flags.endpoints.iter().map(|text| text.trim()).filter(|text| !text.is_empty()).collect();
+        let addresses: Vec<&str> = flags
+            .endpoints
+            .iter()
+            .map(|text| text.trim())
+            .filter(|text| !text.is_empty())
+            .collect();
         if addresses.is_empty() {
             return Err(Error::NoEndpoints);
         }
@@ -244,8 +248,7 @@ impl Client {
         user: &str,
         password: &str,
     ) -> Result<Option<String>, Error> {
-        let request =
-            AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
+        let request = AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
         match AuthClient::new(channel).authenticate(request).await {
             Ok(response) => Ok(Some(response.into_inner().token)),
             // As in etcd: credentials are no mistake where nobody asks for them.
@@ -266,7 +269,8 @@ impl Client {
 /// Whether another member, or this one a little later, may well answer.
 fn is_unavailable(status: &Status) -> bool {
     let broken = status.code() == Code::Unknown
-        && std::error::Error::source(status).is_some_and(|source| source.is::<tonic::transport::Error>());
+        && std::error::Error::source(status)
+            .is_some_and(|source| source.is::<tonic::transport::Error>());
     let learner = status.message() == "etcdserver: rpc not supported for learner";
     status.code() == Code::Unavailable || broken || learner
 }
@@ -300,8 +304,9 @@ fn check_transport(flags: &GlobalFlags) -> Result<(), Error> {
 
 /// Reads `host:port` or `http://host:port`.
 fn parse_endpoint(text: &str) -> Result<Endpoint, Error> {
-    let invalid =
-        |reason: &str| Error::BadArgs(format!("invalid endpoint {text:?}: {reason}, want host:port"));
+    let invalid = |reason: &str| {
+        Error::BadArgs(format!("invalid endpoint {text:?}: {reason}, want host:port"))
+    };
     let authority = match text.split_once("://") {
         Some(("http", rest)) => rest.split('/').next().unwrap_or_default(),
         Some((scheme, _)) => return Err(invalid(&format!("scheme {scheme:?} is not supported"))),
@@ -312,7 +317,8 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, Error> {
     if port.is_none_or(|port| port.parse::<u16>().is_err()) {
         return Err(invalid("the port is missing"));
     }
-    Endpoint::from_shared(format!("http://{authority}")).map_err(|error| invalid(&error.to_string()))
+    Endpoint::from_shared(format!("http://{authority}"))
+        .map_err(|error| invalid(&error.to_string()))
 }
 
 fn credentials(flags: &GlobalFlags) -> Result<Credentials, Error> {

@@ -125,9 +125,7 @@ pub(crate) async fn run(
 
 async fn cluster_endpoints(client: &Client) -> Result<Vec<String>, Error> {
     let list = member::list(client, true).await.map_err(|error| {
-        Error::General(format!(
-            "failed to fetch endpoints from etcd cluster member list: {error}"
-        ))
+        Error::General(format!("failed to fetch endpoints from etcd cluster member list: {error}"))
     })?;
     Ok(list.members.into_iter().flat_map(|member| member.client_ur_ls).collect())
 }
@@ -149,10 +147,7 @@ async fn statuses(clients: &[(String, Client)]) -> (Vec<EndpointStatus>, Option<
     (list, failure)
 }
 
-async fn hashes(
-    clients: &[(String, Client)],
-    revision: i64,
-) -> (Vec<EndpointHash>, Option<Error>) {
+async fn hashes(clients: &[(String, Client)], revision: i64) -> (Vec<EndpointHash>, Option<Error>) {
     let (mut list, mut failure) = (Vec::new(), None);
     for (endpoint, client) in clients {
         let request = HashKvRequest { revision };
