@@ -4,6 +4,7 @@
 //! reads are repeated elsewhere when a member is unavailable, writes are never sent twice.
 
 use std::{
+    cell::RefCell,
     future::Future,
     time::{Duration, Instant},
 };
@@ -60,6 +61,8 @@ pub(crate) struct Client {
     /// Largest answer that is accepted, in bytes; every generated client is told.
     pub(crate) response_bytes_max: usize,
     debug: bool,
+    /// The connection of the last call, for the next one.
+    cached: RefCell<Option<Session>>,
 }
 
 /// How the caller proves who it is.
@@ -128,6 +131,7 @@ impl Client {
             request_bytes_max: limit(flags.max_request_bytes, REQUEST_BYTES_MAX_DEFAULT),
             response_bytes_max: limit(flags.max_recv_bytes, i32::MAX as usize),
             debug: flags.debug,
+            cached: RefCell::new(None),
         })
     }
 
@@ -199,8 +203,28 @@ impl Client {
         ))))
     }
 
-    /// The first endpoint that accepts a connection, except, if there is a choice, a failed one.
+    /// Logs in if there is a password, so that the time it takes is not part of the next call.
+    pub(crate) async fn log_in(&self) -> Result<(), Error> {
+        if let Credentials::Password { .. } = self.credentials {
+            let session = timeout(self.command_timeout, self.session(None)).await;
+            session.unwrap_or(Err(Error::Deadline))?;
+        }
+        Ok(())
+    }
+
+    /// The connection of the last call or, if there is none or it failed, a new one.
     async fn session(&self, failed: Option<usize>) -> Result<Session, Error> {
+        let cached = self.cached.borrow().clone();
+        if let (Some(session), None) = (cached, failed) {
+            return Ok(session);
+        }
+        let session = self.connect_any(failed).await?;
+        self.cached.replace(Some(session.clone()));
+        Ok(session)
+    }
+
+    /// The first endpoint that accepts a connection, except, if there is a choice, a failed one.
+    async fn connect_any(&self, failed: Option<usize>) -> Result<Session, Error> {
         let first = fastrand::usize(..self.endpoints.len());
         let mut races: FuturesUnordered<_> = (0..self.endpoints.len())
             .map(|offset| (first + offset) % self.endpoints.len())

@@ -173,6 +173,10 @@ async fn healths(clients: &[(String, Client)]) -> Vec<EndpointHealth> {
 }
 
 async fn health(endpoint: String, client: &Client) -> EndpointHealth {
+    // As in etcdctl, a failed login is not timed.
+    if let Err(error) = client.log_in().await {
+        return EndpointHealth { endpoint, healthy: false, took: None, error: error.to_string() };
+    }
     let start = now();
     let request = RangeRequest { key: "health".into(), ..RangeRequest::default() };
     let answer = client.call(Repeat::Safe, &request, |session, request| async move {
@@ -182,14 +186,6 @@ async fn health(endpoint: String, client: &Client) -> EndpointHealth {
         Ok(_) => String::new(),
         // The refusal itself went through a linearizable read, so the cluster works.
         Err(Error::Rpc(status)) if status.code() == Code::PermissionDenied => String::new(),
-        Err(error @ Error::Connection(_)) => {
-            return EndpointHealth {
-                endpoint,
-                healthy: false,
-                took: None,
-                error: error.to_string(),
-            };
-        }
         Err(error) => error.to_string(),
     };
     let took = Some(start.elapsed());
