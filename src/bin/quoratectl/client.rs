@@ -4,6 +4,7 @@
 //! reads are repeated elsewhere when a member is unavailable, writes are never sent twice.
 
 use std::{
+    cell::RefCell,
     future::Future,
     time::{Duration, Instant},
 };
@@ -60,6 +61,8 @@ pub(crate) struct Client {
     /// Largest answer that is accepted, in bytes; every generated client is told.
     pub(crate) response_bytes_max: usize,
     debug: bool,
+    /// The connection of the last call, for the next one.
+    cached: RefCell<Option<Session>>,
 }
 
 /// How the caller proves who it is.
@@ -96,8 +99,12 @@ impl Client {
     /// Prepares a client for the endpoints of the command line; connects to none of them yet.
     pub(crate) fn new(flags: &GlobalFlags) -> Result<Self, Error> {
         check_transport(flags)?;
-        let addresses: Vec<&str> =
-            flags.endpoints.iter().map(|text| text.trim()).filter(|text| !text.is_empty()).collect();
+        let addresses: Vec<&str> = flags
+            .endpoints
+            .iter()
+            .map(|text| text.trim())
+            .filter(|text| !text.is_empty())
+            .collect();
         if addresses.is_empty() {
             return Err(Error::NoEndpoints);
         }
@@ -124,6 +131,7 @@ impl Client {
             request_bytes_max: limit(flags.max_request_bytes, REQUEST_BYTES_MAX_DEFAULT),
             response_bytes_max: limit(flags.max_recv_bytes, i32::MAX as usize),
             debug: flags.debug,
+            cached: RefCell::new(None),
         })
     }
 
@@ -195,8 +203,28 @@ impl Client {
         ))))
     }
 
-    /// The first endpoint that accepts a connection, except, if there is a choice, a failed one.
+    /// Logs in if there is a password, so that the time it takes is not part of the next call.
+    pub(crate) async fn log_in(&self) -> Result<(), Error> {
+        if let Credentials::Password { .. } = self.credentials {
+            let session = timeout(self.command_timeout, self.session(None)).await;
+            session.unwrap_or(Err(Error::Deadline))?;
+        }
+        Ok(())
+    }
+
+    /// The connection of the last call or, if there is none or it failed, a new one.
     async fn session(&self, failed: Option<usize>) -> Result<Session, Error> {
+        let cached = self.cached.borrow().clone();
+        if let (Some(session), None) = (cached, failed) {
+            return Ok(session);
+        }
+        let session = self.connect_any(failed).await?;
+        self.cached.replace(Some(session.clone()));
+        Ok(session)
+    }
+
+    /// The first endpoint that accepts a connection, except, if there is a choice, a failed one.
+    async fn connect_any(&self, failed: Option<usize>) -> Result<Session, Error> {
         let first = fastrand::usize(..self.endpoints.len());
         let mut races: FuturesUnordered<_> = (0..self.endpoints.len())
             .map(|offset| (first + offset) % self.endpoints.len())
@@ -244,8 +272,7 @@ impl Client {
         user: &str,
         password: &str,
     ) -> Result<Option<String>, Error> {
-        let request =
-            AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
+        let request = AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
         match AuthClient::new(channel).authenticate(request).await {
             Ok(response) => Ok(Some(response.into_inner().token)),
             // As in etcd: credentials are no mistake where nobody asks for them.
@@ -266,7 +293,8 @@ impl Client {
 /// Whether another member, or this one a little later, may well answer.
 fn is_unavailable(status: &Status) -> bool {
     let broken = status.code() == Code::Unknown
-        && std::error::Error::source(status).is_some_and(|source| source.is::<tonic::transport::Error>());
+        && std::error::Error::source(status)
+            .is_some_and(|source| source.is::<tonic::transport::Error>());
     let learner = status.message() == "etcdserver: rpc not supported for learner";
     status.code() == Code::Unavailable || broken || learner
 }
@@ -300,8 +328,9 @@ fn check_transport(flags: &GlobalFlags) -> Result<(), Error> {
 
 /// Reads `host:port` or `http://host:port`.
 fn parse_endpoint(text: &str) -> Result<Endpoint, Error> {
-    let invalid =
-        |reason: &str| Error::BadArgs(format!("invalid endpoint {text:?}: {reason}, want host:port"));
+    let invalid = |reason: &str| {
+        Error::BadArgs(format!("invalid endpoint {text:?}: {reason}, want host:port"))
+    };
     let authority = match text.split_once("://") {
         Some(("http", rest)) => rest.split('/').next().unwrap_or_default(),
         Some((scheme, _)) => return Err(invalid(&format!("scheme {scheme:?} is not supported"))),
@@ -312,7 +341,8 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, Error> {
     if port.is_none_or(|port| port.parse::<u16>().is_err()) {
         return Err(invalid("the port is missing"));
     }
-    Endpoint::from_shared(format!("http://{authority}")).map_err(|error| invalid(&error.to_string()))
+    Endpoint::from_shared(format!("http://{authority}"))
+        .map_err(|error| invalid(&error.to_string()))
 }
 
 fn credentials(flags: &GlobalFlags) -> Result<Credentials, Error> {

@@ -125,9 +125,7 @@ pub(crate) async fn run(
 
 async fn cluster_endpoints(client: &Client) -> Result<Vec<String>, Error> {
     let list = member::list(client, true).await.map_err(|error| {
-        Error::General(format!(
-            "failed to fetch endpoints from etcd cluster member list: {error}"
-        ))
+        Error::General(format!("failed to fetch endpoints from etcd cluster member list: {error}"))
     })?;
     Ok(list.members.into_iter().flat_map(|member| member.client_ur_ls).collect())
 }
@@ -149,10 +147,7 @@ async fn statuses(clients: &[(String, Client)]) -> (Vec<EndpointStatus>, Option<
     (list, failure)
 }
 
-async fn hashes(
-    clients: &[(String, Client)],
-    revision: i64,
-) -> (Vec<EndpointHash>, Option<Error>) {
+async fn hashes(clients: &[(String, Client)], revision: i64) -> (Vec<EndpointHash>, Option<Error>) {
     let (mut list, mut failure) = (Vec::new(), None);
     for (endpoint, client) in clients {
         let request = HashKvRequest { revision };
@@ -178,6 +173,10 @@ async fn healths(clients: &[(String, Client)]) -> Vec<EndpointHealth> {
 }
 
 async fn health(endpoint: String, client: &Client) -> EndpointHealth {
+    // As in etcdctl, a failed login is not timed.
+    if let Err(error) = client.log_in().await {
+        return EndpointHealth { endpoint, healthy: false, took: None, error: error.to_string() };
+    }
     let start = now();
     let request = RangeRequest { key: "health".into(), ..RangeRequest::default() };
     let answer = client.call(Repeat::Safe, &request, |session, request| async move {
@@ -187,14 +186,6 @@ async fn health(endpoint: String, client: &Client) -> EndpointHealth {
         Ok(_) => String::new(),
         // The refusal itself went through a linearizable read, so the cluster works.
         Err(Error::Rpc(status)) if status.code() == Code::PermissionDenied => String::new(),
-        Err(error @ Error::Connection(_)) => {
-            return EndpointHealth {
-                endpoint,
-                healthy: false,
-                took: None,
-                error: error.to_string(),
-            };
-        }
         Err(error) => error.to_string(),
     };
     let took = Some(start.elapsed());

@@ -100,11 +100,8 @@ fn arg_with_go_habits(arg: Arg) -> Arg {
     match arg.get_action() {
         // `--prefix`, `--prefix=true` and `--prefix=false`, but not `--prefix true`.
         ArgAction::SetTrue => {
-            let arg = if arg.get_default_values().is_empty() {
-                arg.default_value("false")
-            } else {
-                arg
-            };
+            let arg =
+                if arg.get_default_values().is_empty() { arg.default_value("false") } else { arg };
             arg.action(ArgAction::Set)
                 .num_args(0..=1)
                 .require_equals(true)
@@ -201,7 +198,7 @@ pub(crate) fn usage(error: &clap::Error) -> Error {
         _ => String::new(),
     };
     let argument = context(ContextKind::InvalidArg);
-    let flag = argument.split([' ', '=']).next().unwrap_or_default().trim_end_matches("...");
+    let flag = argument.split([' ', '=', '[']).next().unwrap_or_default().trim_end_matches("...");
     let value = context(ContextKind::InvalidValue);
     let text = match error.kind() {
         ErrorKind::UnknownArgument if flag.starts_with("--") => format!("unknown flag: {flag}"),
@@ -248,7 +245,9 @@ mod tests {
     fn booleans_take_a_value_only_after_an_equals_sign() {
         assert!(parse(&["get", "k", "--hex"]).unwrap().flags.hex);
         assert!(!parse(&["get", "k", "--hex=0"]).unwrap().flags.hex);
-        assert!(!parse(&["get", "k", "--insecure-transport=false"]).unwrap().flags.insecure_transport);
+        assert!(
+            !parse(&["get", "k", "--insecure-transport=false"]).unwrap().flags.insecure_transport
+        );
         assert_eq!(
             parse(&["get", "k", "--prefix=maybe"]).unwrap_err(),
             r#"invalid argument "maybe" for "--prefix" flag: strconv.ParseBool: parsing "maybe": invalid syntax"#
@@ -302,10 +301,7 @@ mod tests {
         let conflict = with_environment(&["get", "k", "-w", "json"], &both[..1]).unwrap_err();
         assert!(conflict.starts_with("conflicting environment variable ETCDCTL_WRITE_OUT"));
         let ignored = [("ETCDCTL_DIAL_TIMEOUT", "x"), ("ETCDCTL_HEX", ""), ("ETCDCTL_LIMIT", "1")];
-        assert_eq!(
-            with_environment(&["get", "k"], &ignored).unwrap(),
-            ["quoratectl", "get", "k"]
-        );
+        assert_eq!(with_environment(&["get", "k"], &ignored).unwrap(), ["quoratectl", "get", "k"]);
         assert!(with_environment(&["version", "-w", "json"], &both).is_ok());
     }
 }

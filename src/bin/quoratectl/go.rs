@@ -142,9 +142,7 @@ pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => {
-            Err(format!("strconv.ParseBool: parsing {}: invalid syntax", quote(text.as_bytes())))
-        }
+        _ => Err(format!("strconv.ParseBool: parsing {}: invalid syntax", quote(text.as_bytes()))),
     }
 }
 
@@ -282,10 +280,7 @@ mod tests {
         }
         assert_eq!(parse_duration("5").unwrap_err(), r#"time: missing unit in duration "5""#);
         assert_eq!(parse_duration("x").unwrap_err(), r#"time: invalid duration "x""#);
-        assert_eq!(
-            parse_duration("5x").unwrap_err(),
-            r#"time: unknown unit "x" in duration "5x""#
-        );
+        assert_eq!(parse_duration("5x").unwrap_err(), r#"time: unknown unit "x" in duration "5x""#);
         for (nanos, text) in [
             (0, "0s"),
             (15, "15ns"),

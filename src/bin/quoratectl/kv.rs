@@ -403,9 +403,8 @@ pub(crate) fn put_request(args: &PutArgs, stdin: &mut dyn Read) -> Result<PutReq
             value.into()
         }
     };
-    let lease = go::parse_int(&args.lease, 16).map_err(|cause| {
-        Error::BadArgs(format!("bad lease ID ({cause}), expecting ID in Hex"))
-    })?;
+    let lease = go::parse_int(&args.lease, 16)
+        .map_err(|cause| Error::BadArgs(format!("bad lease ID ({cause}), expecting ID in Hex")))?;
     Ok(PutRequest {
         key,
         value,

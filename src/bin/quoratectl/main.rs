@@ -71,7 +71,7 @@ enum Verb {
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Member(member::MemberArgs),
     /// Measures throughput and latency of an endpoint
-
+    #[command(subcommand_required = true, arg_required_else_help = true)]
     Bench(bench::BenchArgs),
     /// Prints the version of quoratectl
     Version {
@@ -117,8 +117,7 @@ fn parse(out: &mut dyn Write) -> Result<Option<Cli>, Error> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let arguments = flags::arguments_with_environment(&command, arguments, &variables)?;
-    let matches =
-        command.try_get_matches_from(arguments).map_err(|error| flags::usage(&error))?;
+    let matches = command.try_get_matches_from(arguments).map_err(|error| flags::usage(&error))?;
     Cli::from_arg_matches(&matches).map(Some).map_err(|error| flags::usage(&error))
 }
 

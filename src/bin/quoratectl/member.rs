@@ -52,10 +52,7 @@ pub(crate) async fn run(
 }
 
 /// Asks for the members; a linearizable list needs a leader.
-pub(crate) async fn list(
-    client: &Client,
-    linearizable: bool,
-) -> Result<MemberListResponse, Error> {
+pub(crate) async fn list(client: &Client, linearizable: bool) -> Result<MemberListResponse, Error> {
     let request = MemberListRequest { linearizable };
     client
         .call(Repeat::Safe, &request, |session, request| async move {

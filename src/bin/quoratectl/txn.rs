@@ -338,7 +338,10 @@ mod tests {
             (r#"mod("k") ="0""#, r#"malformed comparison: mod("k") ="0"; got mod("k") ="0" """#),
             (r#"mod("k") = "x""#, r#"invalid txn compare request: mod("k") = "x""#),
             (r#"foo("k") = "0""#, r#"malformed comparison: foo("k") = "0" (unknown target foo)"#),
-            (r#"mod("k") >= "0""#, r#"malformed comparison: mod("k") >= "0" (unknown operator >=)"#),
+            (
+                r#"mod("k") >= "0""#,
+                r#"malformed comparison: mod("k") >= "0" (unknown operator >=)"#,
+            ),
         ] {
             let error = parse_compare(line).unwrap_err();
             assert_eq!((error.to_string().as_str(), error.exit_code()), (text, 3));
@@ -348,7 +351,8 @@ mod tests {
     #[test]
     fn a_transaction_needs_three_ended_blocks() {
         let read = |text: &str| read_txn(&mut text.as_bytes(), &mut io::sink(), false);
-        let txn = read("mod(\"k\") > \"0\"\r\n\r\nput k 'v w'\nge k\n\ndel --prefix k\n\n").unwrap();
+        let txn =
+            read("mod(\"k\") > \"0\"\r\n\r\nput k 'v w'\nge k\n\ndel --prefix k\n\n").unwrap();
         assert_eq!((txn.compare.len(), txn.success.len(), txn.failure.len()), (1, 2, 1));
         assert_eq!(read("\n\n").unwrap_err().to_string(), "EOF");
         assert_eq!(read("\n\n").unwrap_err().exit_code(), 3);

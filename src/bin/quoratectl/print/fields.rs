@@ -57,7 +57,7 @@ impl Fields<'_> {
     }
 
     fn header(&mut self, header: Option<&ResponseHeader>) -> io::Result<()> {
-        let header = header.cloned().unwrap_or_default();
+        let header = header.copied().unwrap_or_default();
         self.id("ClusterID", header.cluster_id)?;
         self.id("MemberID", header.member_id)?;
         if header.revision > 0 {
@@ -67,9 +67,8 @@ impl Fields<'_> {
     }
 
     fn pair(&mut self, prefix: &str, kv: &KeyValue) -> io::Result<()> {
-        let mut field = |name: &str, value: &dyn Display| {
-            writeln!(self.out, "\"{prefix}{name}\" : {value}")
-        };
+        let mut field =
+            |name: &str, value: &dyn Display| writeln!(self.out, "\"{prefix}{name}\" : {value}");
         field("Key", &quote(&kv.key))?;
         field("CreateRevision", &kv.create_revision)?;
         field("ModRevision", &kv.mod_revision)?;

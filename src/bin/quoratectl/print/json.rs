@@ -203,7 +203,7 @@ fn member_names(object: &mut Object, member: &Member) {
 
 /// With `--hex`, IDs are texts, and they and the list are never left out.
 fn members_hex(object: &mut Object, response: &MemberListResponse) {
-    let header = response.header.clone().unwrap_or_default();
+    let header = response.header.unwrap_or_default();
     object.object("header", |o| {
         o.raw("cluster_id", format_args!("\"{:x}\"", header.cluster_id));
         o.raw("member_id", format_args!("\"{:x}\"", header.member_id));
@@ -320,6 +320,9 @@ mod tests {
 
     #[test]
     fn strings_are_escaped_as_in_go() {
-        assert_eq!(string("<a&\"b\">\u{2028}\n\u{1}"), r#""\u003ca\u0026\"b\"\u003e\u2028\n\u0001""#);
+        assert_eq!(
+            string("<a&\"b\">\u{2028}\n\u{1}"),
+            r#""\u003ca\u0026\"b\"\u003e\u2028\n\u0001""#
+        );
     }
 }

@@ -79,8 +79,5 @@ fn health(printer: &mut Printer<'_>, item: &EndpointHealth) -> io::Result<()> {
         return Ok(());
     }
     let took = item.took.map(go::format_duration).unwrap_or_default();
-    writeln!(
-        printer.out,
-        "{endpoint} is healthy: successfully committed proposal: took = {took}"
-    )
+    writeln!(printer.out, "{endpoint} is healthy: successfully committed proposal: took = {took}")
 }
