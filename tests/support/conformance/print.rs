@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 use quorate::pb::etcdserverpb::response_op::Response as Op;
 use quorate::pb::etcdserverpb::{
-    CompactionResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse,
+    AlarmResponse, CompactionResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse,
     LeaseRevokeResponse, MemberListResponse, PutResponse, RangeResponse, RangeStreamResponse,
     ResponseHeader, StatusResponse, TxnResponse,
 };
@@ -120,6 +120,15 @@ impl<'a> Printer<'a> {
             }
             Shape::Status => self.status(&decode(message)),
             Shape::HashKv => self.hashkv(&decode(message)),
+            Shape::Alarm => {
+                let response: AlarmResponse = decode(message);
+                let head = self.header(0, response.header.as_ref());
+                self.line(0, format!("alarm {head}"));
+                for alarm in &response.alarms {
+                    let (member, kind) = (alarm.member_id, alarm.alarm().as_str_name());
+                    self.line(1, format!("member {member} {kind}"));
+                }
+            }
             Shape::Members => self.members(&decode(message)),
             Shape::Stream | Shape::Raw | Shape::Http => {
                 unreachable!("printed by their own functions")

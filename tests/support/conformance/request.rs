@@ -5,7 +5,7 @@ use prost::Message;
 use quorate::pb::etcdserverpb::compare::TargetUnion;
 use quorate::pb::etcdserverpb::request_op::Request as Op;
 use quorate::pb::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
+    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
     LeaseRevokeRequest, MemberListRequest, PutRequest, RangeRequest, RequestOp, StatusRequest,
     TxnRequest,
 };
@@ -47,6 +47,7 @@ pub(crate) enum Shape {
     Status,
     HashKv,
     Members,
+    Alarm,
     /// Bytes, as they are.
     Raw,
     /// An HTTP answer; the request is one too.
@@ -224,7 +225,18 @@ fn plain(verb: &str, fields: &mut Fields<'_>, scope: &Scope) -> (&'static str, V
             let request = MemberListRequest { linearizable: f.flag("linearizable") };
             ("/etcdserverpb.Cluster/MemberList", request.encode_to_vec(), Shape::Members)
         }
+        "alarm" => {
+            ("/etcdserverpb.Maintenance/Alarm", alarm(f, scope).encode_to_vec(), Shape::Alarm)
+        }
         _ => panic!("unknown verb `{verb}`"),
+    }
+}
+
+fn alarm(fields: &mut Fields<'_>, scope: &Scope) -> AlarmRequest {
+    AlarmRequest {
+        action: fields.choice("action", &["GET", "ACTIVATE", "DEACTIVATE"]),
+        member_id: fields.number("memberID", scope).cast_unsigned(),
+        alarm: fields.choice("alarm", &["NONE", "NOSPACE", "CORRUPT"]),
     }
 }
 
