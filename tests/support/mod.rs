@@ -1,0 +1,12 @@
+//! What the integration tests share.
+
+pub mod memory;
+pub mod script;
+
+/// The seed of a random test: printed first, taken back by `QUORATE_SEED`.
+pub fn seed() -> u64 {
+    let given = std::env::var("QUORATE_SEED").ok();
+    let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());
+    eprintln!("QUORATE_SEED={seed}");
+    seed
+}
