@@ -9,13 +9,13 @@ use quorate::storage::{Backend, Batch, StorageError};
 
 /// The map.
 #[derive(Debug, Default)]
-pub struct Map {
-    pub pairs: Mutex<BTreeMap<Bytes, Bytes>>,
+pub(crate) struct Map {
+    pub(crate) pairs: Mutex<BTreeMap<Bytes, Bytes>>,
 }
 
 impl Map {
     /// A copy of what is in it.
-    pub fn copy(&self) -> Map {
+    pub(crate) fn copy(&self) -> Map {
         Map { pairs: Mutex::new(self.pairs.lock().clone()) }
     }
 }

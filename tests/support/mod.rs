@@ -1,10 +1,10 @@
 //! What the integration tests share.
 
-pub mod memory;
-pub mod script;
+pub(crate) mod memory;
+pub(crate) mod script;
 
 /// The seed of a random test: printed first, taken back by `QUORATE_SEED`.
-pub fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let given = std::env::var("QUORATE_SEED").ok();
     let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());
     eprintln!("QUORATE_SEED={seed}");

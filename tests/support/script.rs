@@ -36,7 +36,7 @@ use super::memory::Map;
 type Words<'a> = Peekable<SplitWhitespace<'a>>;
 
 /// The script with its outputs as they are now.
-pub fn run(script: &str) -> String {
+pub(crate) fn run(script: &str) -> String {
     let mut state = open(Arc::default());
     let mut output = String::new();
     for block in script.split("\n\n") {

@@ -114,12 +114,7 @@ fn tree_agrees_with_a_map() {
 }
 
 /// Removes the tombstones among the next keys from `from` on.
-fn sweep_some(
-    tree: &mut Tree,
-    model: &mut BTreeMap<Vec<u8>, bool>,
-    from: &[u8],
-    keys_max: usize,
-) {
+fn sweep_some(tree: &mut Tree, model: &mut BTreeMap<Vec<u8>, bool>, from: &[u8], keys_max: usize) {
     let mut left = keys_max;
     let stopped = tree.sweep(
         from,
