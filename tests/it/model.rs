@@ -29,8 +29,11 @@ use crate::support::seed;
 
 type Store = BTreeMap<Bytes, KeyValue>;
 
+/// A fact, and the pairs it is about.
+type Line = (String, Vec<KeyValue>);
+
 /// What a command did: answers flattened into lines, then the changes, then the revision.
-type Told = (Result<Vec<String>, RequestError>, Vec<String>, i64);
+type Told = (Result<Vec<Line>, RequestError>, Vec<Line>, i64);
 
 struct Model {
     stores: BTreeMap<i64, Store>,
@@ -137,11 +140,11 @@ impl Model {
         &self,
         txn: &TxnRequest,
         store: &mut Store,
-        lines: &mut Vec<String>,
-        changes: &mut Vec<String>,
+        lines: &mut Vec<Line>,
+        changes: &mut Vec<Line>,
     ) {
         let ops = self.branch(txn);
-        lines.push(format!("txn of {}", ops.len()));
+        lines.push((format!("txn of {}", ops.len()), vec![]));
         self.run(ops, store, lines, changes);
     }
 
@@ -149,8 +152,8 @@ impl Model {
         &self,
         ops: &[RequestOp],
         store: &mut Store,
-        lines: &mut Vec<String>,
-        changes: &mut Vec<String>,
+        lines: &mut Vec<Line>,
+        changes: &mut Vec<Line>,
     ) {
         let next = self.revision() + 1;
         for op in ops {
@@ -161,7 +164,8 @@ impl Model {
                 }
                 Request::RequestPut(put) => {
                     let before = store.get(&put.key).cloned();
-                    lines.push(format!("put {:?}", before.as_ref().filter(|_| put.prev_kv)));
+                    let prev = before.iter().filter(|_| put.prev_kv).cloned().collect();
+                    lines.push(("put".into(), prev));
                     let old = before.clone().unwrap_or_default();
                     let create = if old.version == 0 { next } else { old.create_revision };
                     let value = if put.ignore_value { old.value } else { put.value.clone() };
@@ -173,16 +177,16 @@ impl Model {
                         value,
                         lease: 0,
                     };
-                    changes.push(format!("PUT {kv:?} was {}", old.mod_revision));
+                    changes.push((format!("PUT was {}", old.mod_revision), vec![kv.clone()]));
                     store.insert(put.key.clone(), kv);
                 }
                 Request::RequestDeleteRange(delete) => {
                     let in_range = |key: &Bytes| inside(key, &delete.key, &delete.range_end);
                     let gone: Vec<_> = store.extract_if(.., |key, _| in_range(key)).collect();
-                    let prev = gone.iter().map(|(_, kv)| kv).filter(|_| delete.prev_kv);
-                    lines.push(format!("delete {} {:?}", gone.len(), prev.collect::<Vec<_>>()));
+                    let prev = gone.iter().map(|(_, kv)| kv.clone()).filter(|_| delete.prev_kv);
+                    lines.push((format!("delete {}", gone.len()), prev.collect()));
                     for (key, kv) in &gone {
-                        changes.push(format!("DELETE {key:?} was {}", kv.mod_revision));
+                        changes.push((format!("DELETE was {}", kv.mod_revision), vec![tombstone(key)]));
                     }
                 }
                 Request::RequestTxn(txn) => self.run_txn(txn, store, lines, changes),
@@ -268,29 +272,33 @@ fn read(store: &Store, range: &RangeRequest) -> (Vec<KeyValue>, i64, bool) {
     (kvs, count, more)
 }
 
-fn told((kvs, count, more): (Vec<KeyValue>, i64, bool)) -> String {
-    format!("range {count} {more} {kvs:?}")
+fn told((kvs, count, more): (Vec<KeyValue>, i64, bool)) -> Line {
+    (format!("range {count} {more}"), kvs)
 }
 
-fn told_answer(answer: &RangeAnswer) -> String {
+fn tombstone(key: &Bytes) -> KeyValue {
+    KeyValue { key: key.clone(), ..Default::default() }
+}
+
+fn told_answer(answer: &RangeAnswer) -> Line {
     let kvs = RangeResponse::decode(answer.kvs.clone()).unwrap().kvs;
     assert_eq!(kvs.len(), answer.len);
     told((kvs, answer.count, answer.more))
 }
 
-fn flatten(response: &Response, lines: &mut Vec<String>) {
+fn flatten(response: &Response, lines: &mut Vec<Line>) {
     let decode = |kv: &Bytes| KeyValue::decode(kv.clone()).unwrap();
     match response {
         Response::Put(put) => {
-            lines.push(format!("put {:?}", put.prev_kv.as_ref().map(decode).as_ref()));
+            lines.push(("put".into(), put.prev_kv.iter().map(decode).collect()));
         }
         Response::DeleteRange(delete) => {
-            let prev: Vec<_> = delete.prev_kvs.iter().map(decode).collect();
-            lines.push(format!("delete {} {prev:?}", delete.deleted));
+            let prev = delete.prev_kvs.iter().map(decode).collect();
+            lines.push((format!("delete {}", delete.deleted), prev));
         }
         Response::Range(range) => lines.push(told_answer(range)),
         Response::Txn(txn) => {
-            lines.push(format!("txn of {}", txn.responses.len()));
+            lines.push((format!("txn of {}", txn.responses.len()), vec![]));
             txn.responses.iter().for_each(|op| flatten(&op.response, lines));
         }
         Response::Compact | Response::PublishMember => {}
@@ -404,8 +412,8 @@ fn apply(state: &mut State<Map>, index: u64, commands: &[Command]) -> Vec<Told> 
             let kv = KeyValue::decode(event.kv.clone()).unwrap();
             let was = event.prev.map_or(0, |prev| prev.main);
             match event.kind {
-                EventKind::Put => format!("PUT {kv:?} was {was}"),
-                EventKind::Delete => format!("DELETE {:?} was {was}", event.key),
+                EventKind::Put => (format!("PUT was {was}"), vec![kv]),
+                EventKind::Delete => (format!("DELETE was {was}"), vec![tombstone(&event.key)]),
             }
         });
         (outcome.map_err(|refusal| *refusal), changes.collect(), applied.revision)
