@@ -3,3 +3,16 @@
 pub(crate) mod cluster;
 pub(crate) mod conformance;
 pub(crate) mod server;
+
+//! What the integration tests share.
+
+pub(crate) mod memory;
+pub(crate) mod script;
+
+/// The seed of a random test: printed first, taken back by `QUORATE_SEED`.
+pub(crate) fn seed() -> u64 {
+    let given = std::env::var("QUORATE_SEED").ok();
+    let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());
+    eprintln!("QUORATE_SEED={seed}");
+    seed
+}
