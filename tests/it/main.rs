@@ -1,12 +1,9 @@
 //! The integration tests, one binary.
 
-mod conformance;
-#[path = "../support/mod.rs"]
-mod support;
-
 #[path = "../support/mod.rs"]
 mod support;
 
 mod bench;
+mod conformance;
 mod model;
 mod scripts;

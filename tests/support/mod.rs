@@ -2,12 +2,9 @@
 
 pub(crate) mod cluster;
 pub(crate) mod conformance;
-pub(crate) mod server;
-
-//! What the integration tests share.
-
 pub(crate) mod memory;
 pub(crate) mod script;
+pub(crate) mod server;
 
 /// The seed of a random test: printed first, taken back by `QUORATE_SEED`.
 pub(crate) fn seed() -> u64 {
