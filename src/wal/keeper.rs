@@ -20,7 +20,7 @@ use super::{Options, WalObserver};
 
 /// Files kept for reuse; more old segments than this are removed.
 const SPARES_MAX: usize = 2;
-const ZEROES: usize = 1024 * 1024;
+const ZEROES: usize = 16 * 1024;
 const SYNC_BYTES: u64 = 4 * 1024 * 1024;
 const RETRY: Duration = Duration::from_secs(1);
 const SUFFIX_READY: &str = ".spare";

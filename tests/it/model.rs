@@ -186,7 +186,10 @@ impl Model {
                     let prev = gone.iter().map(|(_, kv)| kv.clone()).filter(|_| delete.prev_kv);
                     lines.push((format!("delete {}", gone.len()), prev.collect()));
                     for (key, kv) in &gone {
-                        changes.push((format!("DELETE was {}", kv.mod_revision), vec![tombstone(key)]));
+                        changes.push((
+                            format!("DELETE was {}", kv.mod_revision),
+                            vec![tombstone(key)],
+                        ));
                     }
                 }
                 Request::RequestTxn(txn) => self.run_txn(txn, store, lines, changes),
