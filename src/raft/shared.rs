@@ -93,6 +93,11 @@ impl Shared {
         self.applied.send_replace(at.index);
     }
 
+    /// True while the disk has no room for more log.
+    pub fn space_low(&self) -> bool {
+        self.log.space_low()
+    }
+
     /// The index up to which the state is applied, and news of it.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
