@@ -14,3 +14,7 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// Default of `--max-txn-ops`: a Txn with more compares or operations is refused.
 pub const TXN_OPS_MAX_DEFAULT: usize = 128;
+
+/// Backlog of the storage above which apply pauses until it has drained; bounds memory while the
+/// disk is slow or a flush is under way.
+pub const STORAGE_BACKLOG_BYTES_MAX: usize = 4 << 20;

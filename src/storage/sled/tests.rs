@@ -234,6 +234,35 @@ fn mix_pages(mixed: &mut Vec<u8>, new: &[u8], mut take_new: impl FnMut() -> bool
     }
 }
 
+#[test]
+fn error_while_reading_is_remembered_and_close_does_not_hang() {
+    let dir = tempfile::tempdir().unwrap();
+    build(dir.path(), 1..=1_000);
+    let store = SledBackend::open(dir.path(), lazy()).unwrap();
+    for file in files_below(&dir.path().join("sled/slabs")) {
+        fs::write(file, b"").unwrap();
+    }
+    assert!(store.get(&key(500)).is_err());
+    assert!(store.get(&key(500)).is_err());
+    assert!(store.commit(numbered(1_001)).is_err());
+    assert!(store.checkpoint().is_err());
+}
+
+#[test]
+fn drain_when_the_backlog_falls_calls_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledBackend::open(dir.path(), lazy()).unwrap();
+    let (wake, woken) = std::sync::mpsc::channel();
+    store.on_drain(10_000, Box::new(move || wake.send(()).unwrap()));
+    let mut big = Batch::default();
+    big.put("key", vec![0; 20_000]);
+    store.commit(big).unwrap();
+    woken.recv().unwrap();
+    assert!(store.backlog_bytes() < 10_000);
+    store.checkpoint().unwrap();
+    assert!(store.size_bytes() > 0);
+}
+
 /// Found by the kill test: sled removed its only snapshot when it was killed while recovering, at
 /// the moment when there is no log, and opened almost empty the time after. See `manifest::prepare`.
 #[test]
