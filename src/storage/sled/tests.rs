@@ -16,8 +16,10 @@ use crate::storage::{Backend, Batch, StorageError, tests::seed};
 /// How many revisions are live at a time.
 const LIVE: u64 = 3_000;
 
-/// How often the default run kills the child.
-const KILLS: usize = 12;
+/// How often the child is killed; `QUORATE_KILLS` asks for more.
+fn kills() -> usize {
+    std::env::var("QUORATE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+}
 
 /// Flushes and reopens often, so that a kill hits them.
 fn eager() -> SledOptions {
@@ -96,7 +98,7 @@ fn kill_at_any_moment_leaves_an_exact_prefix_not_behind_the_checkpoint() {
     let mut random = fastrand::Rng::with_seed(seed());
     let dir = tempfile::tempdir().unwrap();
     let mut last_checkpoint = 0;
-    for _ in 0..KILLS {
+    for _ in 0..kills() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "storage::sled::tests::crash_child", "--nocapture"])
             .env("QUORATE_CRASH_DIR", dir.path())
