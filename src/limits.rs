@@ -173,3 +173,7 @@ pub const WAL_SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Largest `--quorate-serving-threads`; more is refused at start.
 pub const SERVING_THREADS_MAX: u64 = 1024;
+
+/// Backlog of the storage above which apply pauses until it has drained; bounds memory while the
+/// disk is slow or a flush is under way.
+pub const STORAGE_BACKLOG_BYTES_MAX: usize = 4 << 20;
