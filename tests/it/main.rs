@@ -1,5 +1,6 @@
 //! The integration tests, one binary.
 
 mod conformance;
+mod crash;
 #[path = "../support/mod.rs"]
 mod support;
