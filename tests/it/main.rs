@@ -2,5 +2,6 @@
 
 mod conformance;
 mod crash;
+mod snapshot;
 #[path = "../support/mod.rs"]
 mod support;

@@ -256,7 +256,7 @@ impl Server {
 
     /// The number in the line `field` of `/proc/<pid>/status` in bytes, for example `VmRSS`.
     pub(crate) fn memory_bytes(&self, field: &str) -> Option<u64> {
-        let path = format!("/proc/{}/status", self.child.id());
+        let path = format!("/proc/{}/status", self.process_id());
         let status = std::fs::read_to_string(path).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -271,6 +271,11 @@ impl Server {
     /// How it was started.
     pub(crate) fn launched(&self) -> &Launch {
         &self.launch
+    }
+
+    /// The id of the process, or of the one that ended last.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
     }
 
     fn pid(&self) -> Pid {
