@@ -1,5 +1,6 @@
 //! The integration tests, one binary.
 
+mod bad_luck;
 mod conformance;
 mod crash;
 mod snapshot;

@@ -175,8 +175,7 @@ impl Server {
 
     /// Starts the member again, after it ended, on the same ports and data; forgets its old lines.
     pub(crate) fn restart(&mut self) {
-        let ended = self.child.try_wait().expect("a child can be asked");
-        assert!(ended.is_some(), "member {} still runs", self.launch.place.name);
+        assert!(self.ended().is_some(), "member {} still runs", self.launch.place.name);
         self.log = Arc::new(Mutex::new(Vec::new()));
         self.child = self.launch.spawn();
         self.ready = drain(&mut self.child, Arc::clone(&self.log));
@@ -218,11 +217,16 @@ impl Server {
         kill_process(self.pid(), signal).expect("a child can be signalled");
     }
 
+    /// How the process ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be asked")
+    }
+
     /// Waits until the process ends by itself, and tells how.
     pub(crate) async fn until_exit(&mut self, patience: Duration) -> ExitStatus {
         let deadline = clock::now() + patience;
         loop {
-            if let Some(status) = self.child.try_wait().expect("a child can be asked") {
+            if let Some(status) = self.ended() {
                 return status;
             }
             self.check_time(deadline, "does not end");
