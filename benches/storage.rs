@@ -3,8 +3,10 @@
 //! ```text
 //! cargo bench --bench storage -- window [seconds] [live] [batch]   plateau of memory and disk
 //! cargo bench --bench storage -- fill [records] [batch]            then reopen, scan, cold gets
+//! cargo bench --bench storage -- read [dir] [records]              of a `fill` with BENCH_KEEP=1
 //! cargo bench --bench storage -- sparse [seconds]                  a record in 100 lives for ever
 //! cargo bench --bench storage -- idle                              an empty store
+//! cargo bench --bench storage -- generator                         what the bench itself costs
 //! ```
 //! Records are like revisions: key `r` + revision, value of 130 bytes, half of it random. Options
 //! of the store come from `CACHE_MIB` and `REOPEN_MIB`, the value's size from `VALUE_BYTES`.
@@ -29,19 +31,38 @@ use quorate::storage::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Above this backlog the bench waits, as the server does.
-const BACKLOG_BYTES: usize = 8 << 20;
+const BACKLOG_BYTES: usize = 4 << 20;
 
 fn main() {
     let words: Vec<String> = env::args().skip(1).filter(|word| word != "--bench").collect();
     let number = |at: usize, default: u64| {
         words.get(at).and_then(|word| word.parse().ok()).unwrap_or(default)
     };
-    let dir =
+    let mut dir =
         tempfile::tempdir_in(env::var("BENCH_DIR").unwrap_or_else(|_| "/tmp".into())).unwrap();
+    dir.disable_cleanup(env::var_os("BENCH_KEEP").is_some());
     match words.first().map(String::as_str) {
         Some("window") => window(dir.path(), number(1, 60), number(2, 200_000), number(3, 64)),
         Some("fill") => fill(dir.path(), number(1, 1_000_000), number(2, 64)),
         Some("sparse") => sparse(dir.path(), number(1, 30)),
+        Some("generator") => {
+            let mut random = fastrand::Rng::with_seed(1);
+            let meter = Meter::start();
+            for revision in 1..=1_000_000 {
+                let mut writes = Batch::default();
+                writes.put(key(revision), value(&mut random));
+            }
+            report("the bench itself", 1_000_000, &meter, dir.path());
+        }
+        Some("read") => {
+            let dir = Path::new(&words[1]);
+            report("start", 0, &Meter::start(), dir);
+            let store = open(dir);
+            report("open", 0, &Meter::start(), dir);
+            scan(&store, dir);
+            cold_gets(&store, number(2, 1_000_000), &mut fastrand::Rng::with_seed(1));
+            report("after cold gets", 0, &Meter::start(), dir);
+        }
         Some("idle") | None => {
             let _store = open(dir.path());
             report("idle", 0, &Meter::start(), dir.path());
@@ -54,6 +75,9 @@ fn open(dir: &Path) -> SledBackend {
     let mut options = SledOptions::default();
     if let Some(mib) = env_number("CACHE_MIB") {
         options.cache_bytes = mib << 20;
+    }
+    if let Some(writes) = env_number("FLUSH_WRITES") {
+        options.flush_writes_max = writes;
     }
     if let Some(mib) = env_number("REOPEN_MIB") {
         options.reopen_bytes = mib << 20;
@@ -224,9 +248,10 @@ fn report(what: &str, items: u64, meter: &Meter, dir: &Path) {
     let cpu_us = (cpu_ticks() - meter.cpu_ticks) as f64 * 10_000.0;
     let each = if items == 0 { 0.0 } else { cpu_us / items as f64 };
     println!(
-        "{what:<24} {seconds:>6.2} s, {:>8.0} a second, CPU {each:>5.2} us each, RSS {:>6.1} MiB, disk {:>6.1} MiB",
+        "{what:<24} {seconds:>6.2} s, {:>8.0} a second, CPU {each:>5.2} us each, RSS {:>6.1} MiB (peak {:.1}), disk {:>6.1} MiB",
         items as f64 / seconds,
-        resident_bytes() as f64 / 1048576.0,
+        resident_bytes("VmRSS:") as f64 / 1048576.0,
+        resident_bytes("VmHWM:") as f64 / 1048576.0,
         disk_bytes(dir) as f64 / 1048576.0,
     );
 }
@@ -238,9 +263,14 @@ fn cpu_ticks() -> u64 {
     words[11].parse::<u64>().unwrap() + words[12].parse::<u64>().unwrap()
 }
 
-fn resident_bytes() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+/// A figure of this process from the kernel; reading the peak resets it.
+fn resident_bytes(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    if name == "VmHWM:" {
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+    }
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
 fn disk_bytes(dir: &Path) -> u64 {

@@ -423,17 +423,23 @@ fn lock(dir: &Path) -> Result<File, DataDirError> {
     Ok(file)
 }
 
-/// Creates a directory that only this user may enter; one that exists is left as it is.
+/// Creates a directory, and those above it, that only this user may enter; one that exists is left
+/// as it is. Each new name is durable when this returns: a log in a directory whose own name was
+/// lost with the power would be lost too.
 fn create_private(path: &Path) -> Result<(), DataDirError> {
     if path.is_dir() {
         // Fails early and clearly on a directory that this user may not read.
         return fs::read_dir(path).map(drop).map_err(at(path));
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => sync_dir(Path::new(".")),
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !parent.exists() {
+        create_private(parent)?;
     }
+    DirBuilder::new().mode(0o700).create(path).map_err(at(path))?;
+    sync_dir(parent)
 }
 
 /// Replaces `dir/name` so that a crash or power loss leaves either the old or the new text.

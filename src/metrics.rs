@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
-use tonic::Code;
 
 /// Methods counted one by one; the rest share the last counter.
 const METHODS: [(&str, &str); 10] = [
@@ -23,6 +22,27 @@ const METHODS: [(&str, &str); 10] = [
     ("etcdserverpb.Cluster", "MemberList"),
     ("grpc.health.v1.Health", "Check"),
     ("other", "other"),
+];
+
+/// The gRPC codes as grpc-go's metrics name them.
+const CODES_BY_NUMBER: [&str; CODES] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
 ];
 
 const CODES: usize = 17;
@@ -110,13 +130,15 @@ impl Metrics {
     }
 
     /// A call was answered with `bytes`.
-    pub fn handled(&self, path: &str, code: Code, bytes: usize) {
+    ///
+    /// `code` is the number of the gRPC code.
+    pub fn handled(&self, path: &str, code: usize, bytes: usize) {
         let known = METHODS.iter().position(|(service, method)| {
             let path = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
             path.and_then(|path| path.strip_prefix('/')) == Some(method)
         });
         let method = known.unwrap_or(METHODS.len() - 1);
-        self.handled[method][code as usize % CODES].fetch_add(1, Relaxed);
+        self.handled[method][code % CODES].fetch_add(1, Relaxed);
         self.sent_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
@@ -157,11 +179,11 @@ impl Metrics {
             for (code, count) in codes.iter().enumerate() {
                 let count = count.load(Relaxed);
                 if count > 0 {
-                    let code = Code::from_i32(i32::try_from(code).unwrap_or(2));
+                    let code = CODES_BY_NUMBER[code];
                     push(
                         text,
                         format_args!(
-                            "grpc_server_handled_total{{grpc_code=\"{code:?}\",\
+                            "grpc_server_handled_total{{grpc_code=\"{code}\",\
                              grpc_method=\"{method}\",grpc_service=\"{service}\",\
                              grpc_type=\"unary\"}} {count}\n"
                         ),

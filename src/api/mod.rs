@@ -86,12 +86,12 @@ impl Api {
     }
 
     fn answer(&self, path: &str, answer: Bytes) -> Response<Body> {
-        self.metrics.handled(path, Code::Ok, answer.len());
+        self.metrics.handled(path, Code::Ok as usize, answer.len());
         grpc::answer(answer)
     }
 
     fn refuse(&self, path: &str, status: &Status) -> Response<Body> {
-        self.metrics.handled(path, status.code, 0);
+        self.metrics.handled(path, status.code as usize, 0);
         grpc::refuse(status)
     }
 }

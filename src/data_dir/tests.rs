@@ -42,6 +42,15 @@ fn new_directory_is_private_and_remembers_its_member() {
 }
 
 #[test]
+fn missing_directories_above_are_created() {
+    let dir = TempDir::new().unwrap();
+    let deep = dir.path().join("a/b/c");
+    let data = DataDir::open(&deep, Some(&deep.join("wal/here"))).unwrap();
+    assert!(data.wal_dir().is_dir());
+    assert_eq!(dir.path().join("a/b").metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
 fn second_user_is_refused_with_the_pid_of_the_first() {
     let dir = TempDir::new().unwrap();
     let held = open(&dir).unwrap();

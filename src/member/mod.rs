@@ -10,15 +10,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use parking_lot::RwLockReadGuard;
 use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::identity::{ClusterId, MemberId};
-use crate::pb::etcdserverpb::ResponseHeader;
+use crate::pb::etcdserverpb::request_op::Request;
+use crate::pb::etcdserverpb::{RequestOp, ResponseHeader};
 use crate::pb::quorate::command::{Command, Group, PublishMember, command::Body};
 use crate::raft::{Forwarded, GroupId, Node, Observer, Store, WriteError};
-use crate::state::{Applied, ColdPair, Response};
+use crate::state::{Applied, ColdPair, RequestError, Response};
 use crate::tasks;
 
 mod compact;
@@ -203,6 +205,9 @@ impl Member {
     /// # Errors
     /// See [`Error`]; a refusal by the state machine is inside the [`Applied`].
     pub async fn propose(&self, shard: &Shard, command: Body) -> Result<Applied, Error> {
+        if self.node.shared().space_low() && adds_data(&command) {
+            return Err(RequestError::NoSpace.into());
+        }
         let command = Command { body: Some(command) };
         let receiver = self.proposer.submit(shard.id, command)?;
         receiver.await.unwrap_or(Err(Error::Stopped))
@@ -286,21 +291,41 @@ impl Member {
     }
 }
 
-#[tonic::async_trait]
+/// Whether `command` makes the store grow; deletes and compaction are taken on a full disk.
+fn adds_data(command: &Body) -> bool {
+    match command {
+        Body::Put(_) => true,
+        Body::Txn(request) => has_put(&request.success) || has_put(&request.failure),
+        Body::DeleteRange(_) | Body::Compact(_) | Body::PublishMember(_) => false,
+    }
+}
+
+fn has_put(operations: &[RequestOp]) -> bool {
+    operations.iter().any(|operation| match &operation.request {
+        Some(Request::RequestPut(_)) => true,
+        Some(Request::RequestTxn(nested)) => has_put(&nested.success) || has_put(&nested.failure),
+        _ => false,
+    })
+}
+
 impl Forwarded for Member {
-    async fn propose(&self, group: Group) -> Result<(), WriteError> {
-        if !self.node.is_leader() {
-            return Err(WriteError::NotAppended);
-        }
-        self.proposer.submit_foreign(group).await.unwrap_or(Err(WriteError::Unknown))
+    fn propose(&self, group: Group) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(async move {
+            if !self.node.is_leader() {
+                return Err(WriteError::NotAppended);
+            }
+            self.proposer.submit_foreign(group).await.unwrap_or(Err(WriteError::Unknown))
+        })
     }
 
-    async fn read_index(&self) -> Option<u64> {
-        if !self.node.is_leader() {
-            return None;
-        }
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.reads.send(ReadRequest::Peer(sender)).ok()?;
-        receiver.await.ok()
+    fn read_index(&self) -> BoxFuture<'_, Option<u64>> {
+        Box::pin(async move {
+            if !self.node.is_leader() {
+                return None;
+            }
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            self.reads.send(ReadRequest::Peer(sender)).ok()?;
+            receiver.await.ok()
+        })
     }
 }

@@ -113,6 +113,9 @@ impl Node {
         let raft = Raft::new(options.member_id, config, network, log, machine)
             .await
             .map_err(|fatal| StartError(fatal.to_string()))?;
+        let recovered = raft.with_raft_state(|state| state.membership_state.effective().clone());
+        let recovered = recovered.await.map_err(|fatal| StartError(fatal.to_string()))?;
+        sole_voter.membership_recovered(&recovered);
         let leadership = watch::Sender::new(Leadership::default());
         let leader_changes = AtomicU64::new(0);
         let node = Node { raft, shared, peers, sole_voter, leadership, leader_changes, options };

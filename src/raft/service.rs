@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -19,12 +20,11 @@ use crate::pb::quorate::peer::{
 };
 
 /// What the raft layer needs from the member to answer its peers.
-#[tonic::async_trait]
 pub trait Forwarded: Send + Sync + 'static {
     /// Proposes a follower's group; done once it is applied on this member.
-    async fn propose(&self, group: Group) -> Result<(), WriteError>;
+    fn propose(&self, group: Group) -> BoxFuture<'_, Result<(), WriteError>>;
     /// The index that a linearizable read must wait for, from a read round shared with others.
-    async fn read_index(&self) -> Option<u64>;
+    fn read_index(&self) -> BoxFuture<'_, Option<u64>>;
 }
 
 /// The `Peer` service of one member.

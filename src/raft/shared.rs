@@ -93,6 +93,11 @@ impl Shared {
         self.applied.send_replace(at.index);
     }
 
+    /// True while the disk has no room for more log.
+    pub fn space_low(&self) -> bool {
+        self.log.space_low()
+    }
+
     /// The index up to which the state is applied, and news of it.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
@@ -122,6 +127,9 @@ pub struct SoleVoter {
 
 #[derive(Debug, Default)]
 struct EffectiveMembership {
+    /// Whether anything is known: before that, and after a truncation that took the membership
+    /// away, nobody reads alone.
+    known: bool,
     index: u64,
     only_me: bool,
 }
@@ -140,10 +148,18 @@ impl SoleVoter {
         self.boot_term.store(term, Ordering::Release);
     }
 
+    /// The membership that raft recovered at start; the log's own reports are newer and win.
+    pub(crate) fn membership_recovered(&self, stored: &StoredMembership) {
+        if !self.membership.lock().known {
+            self.membership_changed(stored);
+        }
+    }
+
     /// A membership took effect in the log, applied or not.
     pub(crate) fn membership_changed(&self, stored: &StoredMembership) {
         let mut membership = self.membership.lock();
         self.granted.store(false, Ordering::SeqCst);
+        membership.known = true;
         membership.index = stored.log_id().as_ref().map_or(0, |log_id| log_id.index());
         let voters: BTreeSet<u64> = stored.voter_ids().collect();
         membership.only_me = voters.len() == 1 && voters.contains(&self.member_id);

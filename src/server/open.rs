@@ -94,6 +94,8 @@ impl wal::WalObserver for LogObserver {
     }
 
     fn failed(&self, error: &wal::WalError) {
-        tracing::error!(%error, "the log failed");
+        // An fsync that failed may have lost what it was asked to keep: never go on, never retry.
+        tracing::error!(%error, "the log failed; the member exits");
+        std::process::exit(super::EXIT_STORAGE_FAILED);
     }
 }

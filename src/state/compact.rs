@@ -61,20 +61,24 @@ impl<B: Backend> State<B> {
     ///
     /// A pinned revision can make it false for a while although history is left to delete.
     pub fn compaction_pending(&self) -> bool {
-        self.compaction().sweep.is_some() || self.sweep_target().is_some()
+        match &self.compaction().sweep {
+            Some(sweep) => !self.is_held(sweep.main),
+            None => self.sweep_target().is_some(),
+        }
     }
 
     /// Deletes up to about `keys_max` records that nobody can read; true when nothing is left.
     ///
     /// Call it under the write lock, now and then, until it answers true.
     pub fn compact_step(&mut self, keys_max: usize) -> Result<bool, StorageError> {
-        let sweep = match self.compaction_mut().sweep.take() {
-            Some(sweep) => sweep,
-            None => match self.sweep_target() {
-                Some(main) => SweepAt { main, from: Box::default() },
-                None => return Ok(true),
-            },
-        };
+        if !self.compaction_pending() {
+            return Ok(true);
+        }
+        let begun = self.compaction_mut().sweep.take();
+        let sweep = begun.unwrap_or_else(|| {
+            let main = self.sweep_target().expect("there is something to do");
+            SweepAt { main, from: Box::default() }
+        });
         let main = sweep.main;
         let mut batch = Batch::default();
         let stopped = self.index_mut().compact(main, &sweep.from, keys_max, |revision| {
@@ -91,6 +95,11 @@ impl<B: Backend> State<B> {
             self.backend().commit(batch)?;
         }
         Ok(!self.compaction_pending())
+    }
+
+    /// Whether somebody needs what a deletion up to `main` would take away.
+    fn is_held(&self, main: i64) -> bool {
+        self.pins().lowest().is_some_and(|pinned| pinned < main)
     }
 
     /// The revision up to which history may be deleted now, if that is further than before.

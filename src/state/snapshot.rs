@@ -1,7 +1,7 @@
 //! The whole state as a stream of storage pairs.
 //!
 //! Nothing is copied to begin one: the reader remembers the facts of the moment and pins the
-//! history, then walks the records up to its revision while the state goes on. What the writer
+//! history, then walks the records up to its revision while the state goes on; deletion waits. What the writer
 //! puts into a fresh storage opens as an equal state at the same position.
 
 use std::ops::ControlFlow;
@@ -43,8 +43,9 @@ impl SnapshotReader {
             facts: facts(state, progress).into_iter(),
             next: schema::record_key(Revision::default()).to_vec(),
             is_done: false,
-            // Not the revision: history down to the compact revision belongs to the state.
-            _pin: state.pins().pin(state.compact_revision()),
+            // Not the compact revision: the walk sees a put earlier than the tombstone after it. A
+            // deletion of both in between would leave the put alone, and so bring back the key.
+            _pin: state.pins().pin(state.compaction().finished),
         }
     }
 

@@ -20,7 +20,8 @@ use super::{Options, WalObserver};
 
 /// Files kept for reuse; more old segments than this are removed.
 const SPARES_MAX: usize = 2;
-const ZEROES: usize = 1024 * 1024;
+const ZEROES: usize = 16 * 1024;
+const SYNC_BYTES: u64 = 4 * 1024 * 1024;
 const RETRY: Duration = Duration::from_secs(1);
 const SUFFIX_READY: &str = ".spare";
 const SUFFIX_UNFINISHED: &str = ".tmp";
@@ -253,8 +254,11 @@ impl Keeper {
             let count = (bytes - at).min(zeroes.len() as u64);
             file.write_at(&zeroes[..count as usize], at)?;
             at += count;
+            // In small portions, so that the flushes of the log do not queue up behind this one.
+            if at % SYNC_BYTES == 0 || at == bytes {
+                file.sync()?;
+            }
         }
-        file.sync()?;
         Ok(file)
     }
 }

@@ -435,16 +435,16 @@ impl Wal {
             let mut scanner = Scanner::with_chunk(&segment, 64 * 1024);
             let mut crc = scanner.crc_before(offset)?;
             while index < end.min(run_end) && bytes < bytes_max {
-                let Some((head, payload, next_crc)) = scanner.record(offset, crc)? else {
+                let Some(intact) = scanner.record(offset, crc)? else {
                     return Err(segment.damaged(offset, "a record cannot be read back"));
                 };
-                if head.kind == Kind::Entry && head.index == index {
-                    entries.push((index, Bytes::copy_from_slice(payload)));
-                    bytes += payload.len();
+                if intact.head.kind == Kind::Entry && intact.head.index == index {
+                    entries.push((index, Bytes::copy_from_slice(intact.payload)));
+                    bytes += intact.payload.len();
                     index += 1;
                 }
-                offset += head.record_bytes() as u64;
-                crc = next_crc;
+                offset += intact.head.record_bytes() as u64;
+                crc = intact.crc;
             }
         }
         Ok(entries)

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::error::WalError;
 use super::record::{ALIGN, Head, Kind};
-use super::segment::{Checkpoint, HEADER_BYTES, Header, Scanner, Segment};
+use super::segment::{Checkpoint, HEADER_BYTES, Header, Intact, Scanner, Segment};
 use super::table::{Point, Table};
 use super::writer::Cursor;
 use super::{Options, Record};
@@ -124,7 +124,7 @@ impl<'a, 'b> Replay<'a, 'b> {
         let mut scanner = Scanner::new(segment);
         let mut offset = HEADER_BYTES as u64;
         let mut crc = scanner.crc_before(offset)?;
-        while let Some((head, payload, next_crc)) = scanner.record(offset, crc)? {
+        while let Some(Intact { head, payload, crc: next_crc }) = scanner.record(offset, crc)? {
             if head.lsn != self.next_lsn {
                 break;
             }
@@ -240,5 +240,5 @@ fn stray(scanner: &mut Scanner<'_>, at: u64, next_lsn: u64) -> Result<Option<Hea
         return Ok(None);
     }
     let previous = scanner.crc_before(at)?;
-    Ok(scanner.record(at, previous)?.map(|(head, _, _)| head))
+    Ok(scanner.record(at, previous)?.map(|intact| intact.head))
 }

@@ -198,6 +198,13 @@ impl Segment {
     }
 }
 
+/// A record whose checksum is right.
+pub(super) struct Intact<'a> {
+    pub(super) head: Head,
+    pub(super) payload: &'a [u8],
+    pub(super) crc: u32,
+}
+
 /// Reads a segment in chunks, so that memory is bounded by the largest record.
 pub(super) struct Scanner<'a> {
     segment: &'a Segment,
@@ -247,17 +254,17 @@ impl<'a> Scanner<'a> {
         Ok(head.filter(|head| offset + head.record_bytes() as u64 <= self.segment.bytes))
     }
 
-    /// The intact record at `offset` that continues the checksum `previous`, with its checksum.
+    /// The intact record at `offset` that continues the checksum `previous`.
     pub(super) fn record(
         &mut self,
         offset: u64,
         previous: u32,
-    ) -> Result<Option<(Head, &[u8], u32)>, WalError> {
+    ) -> Result<Option<Intact<'_>>, WalError> {
         let Some(head) = self.head(offset)? else { return Ok(None) };
         let seed = self.segment.seed;
         let Some(bytes) = self.bytes(offset, head.record_bytes())? else { return Ok(None) };
         let crc = record::verify(bytes, seed, previous);
         let payload = &bytes[HEAD_BYTES..HEAD_BYTES + head.payload_bytes];
-        Ok(crc.map(|crc| (head, payload, crc)))
+        Ok(crc.map(|crc| Intact { head, payload, crc }))
     }
 }

@@ -449,3 +449,33 @@ fn entry_larger_than_a_segment_is_stored() {
     assert_eq!(wal.read(1, 3, usize::MAX).unwrap().len(), 2);
     assert!(Wal::check_size(LOG_RECORD_BYTES_MAX + 1).is_err());
 }
+
+/// The bytes on disk are those of format 1, which every later release must read. Change this
+/// fixture only together with the format version; `QUORATE_BLESS=1` writes it.
+#[test]
+fn format_1_is_written_and_read() {
+    let disk = SimDisk::new();
+    let (wal, ..) = open(&disk).unwrap();
+    wal.set_committed(Bytes::copy_from_slice(&7_u64.to_le_bytes()));
+    let small = |index| Op::entry(index, Bytes::from_static(b"he"), Bytes::from_static(b"ad"));
+    let text = |text: &'static str| Bytes::from_static(text.as_bytes());
+    commit(&wal, vec![Op::vote(text("vote")), small(0), small(1), small(2)]).unwrap();
+    commit(&wal, vec![Op::truncate(2), small(2), Op::purge(0, text("purged"))]).unwrap();
+    drop(wal);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/format-1/log.wal");
+    let name = Segment::name(1);
+    if std::env::var_os("QUORATE_BLESS").is_some() {
+        std::fs::write(path, &disk.files()[&name]).unwrap();
+    }
+    let fixture = std::fs::read(path).unwrap();
+    assert!(disk.files()[&name] == fixture, "the format has changed");
+    let old = SimDisk::new();
+    old.create(&name).unwrap();
+    old.tamper(&name, |bytes| *bytes = fixture);
+    let (_, model, committed) = open(&old).unwrap();
+    assert_eq!(
+        (model.vote.as_slice(), model.purged.as_slice(), committed),
+        (&b"vote"[..], &b"purged"[..], 7)
+    );
+    assert_eq!(model.entries, BTreeMap::from([(1, b"head".to_vec()), (2, b"head".to_vec())]));
+}

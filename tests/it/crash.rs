@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 
 use quorate::clock;
 
-use crate::support::BUSY;
-use crate::support::chance::{number, seeded};
 use crate::support::client::assert_same_data;
 use crate::support::cluster::Cluster;
 use crate::support::load::{Clients, Load};
 use crate::support::server::program_under_test;
+use crate::support::{BUSY, number, seed};
 
 /// The longest time without any acknowledged write after the leader was killed, with default flags.
 const UNAVAILABLE_MAX: Duration = Duration::from_secs(2);
@@ -73,9 +72,9 @@ fn report_gaps(load: &Load, kills: &[Instant], strict: bool) {
 }
 
 /// Runs the load and the kills side by side, then checks every member against the ledger.
-async fn survive_kills(name: &str, count: usize, clients: Clients) {
+async fn survive_kills(count: usize, clients: Clients) {
     let _busy = BUSY.lock().await;
-    let mut rng = seeded(name);
+    let mut rng = fastrand::Rng::with_seed(seed());
     let mut cluster = Cluster::start(&program_under_test(), count);
     let endpoints = cluster.endpoints();
     let load = Load::new(endpoints.clone(), clients, rng.u64(..));
@@ -98,12 +97,12 @@ async fn survive_kills(name: &str, count: usize, clients: Clients) {
 #[tokio::test]
 async fn a_cluster_whose_leader_is_killed_again_and_again_loses_nothing() {
     let clients = Clients { putters: 6, counters: 3 };
-    survive_kills("kill the leader", 3, clients).await;
+    survive_kills(3, clients).await;
 }
 
 /// One member alone has nobody to recover from: what it acknowledged must be on its own disk.
 #[tokio::test]
 async fn a_single_member_that_is_killed_again_and_again_loses_nothing() {
     let clients = Clients { putters: 6, counters: 3 };
-    survive_kills("kill the only member", 1, clients).await;
+    survive_kills(1, clients).await;
 }

@@ -1,8 +1,12 @@
 //! The integration tests, one binary.
 
-mod bad_luck;
-mod conformance;
-mod crash;
-mod snapshot;
 #[path = "../support/mod.rs"]
 mod support;
+
+mod bad_luck;
+mod bench;
+mod conformance;
+mod crash;
+mod model;
+mod scripts;
+mod snapshot;

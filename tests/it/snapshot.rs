@@ -14,12 +14,11 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use quorate::clock;
 
-use crate::support::BUSY;
-use crate::support::chance::{number, seeded};
 use crate::support::client::{assert_same_data, channel, kv, put};
 use crate::support::cluster::Cluster;
 use crate::support::load::{Clients, Load};
 use crate::support::server::{Server, program_under_test};
+use crate::support::{BUSY, number, seed};
 
 /// What sender and receiver may need on top of what they had, however large the state is.
 const GROWTH_BYTES_MAX: u64 = 200 << 20;
@@ -201,7 +200,7 @@ impl Scene<'_> {
 #[tokio::test]
 async fn a_member_left_behind_catches_up_by_snapshot_whoever_is_killed() {
     let _busy = BUSY.lock().await;
-    let mut rng = seeded("snapshot");
+    let mut rng = fastrand::Rng::with_seed(seed());
     let cluster = Cluster::start_with(&program_under_test(), 3, &FLAGS);
     let endpoints = cluster.endpoints();
     let clients = Clients { putters: 2, counters: 1 };

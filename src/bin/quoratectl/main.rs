@@ -1,3 +1,163 @@
-//! The command-line client.
+//! `quoratectl`: the command-line client.
+//!
+//! It speaks the etcd v3 API, so it works on Quorate and on etcd alike, and it takes etcdctl's
+//! verbs, flags, variables and formats, so that a script may exchange one for the other:
+//! standard output and exit codes are the same to the byte (`tests/interop/ctl_compare.sh`
+//! checks that). `bench` is our own addition.
+//!
+//! A verb turns its flags into a request ([`kv`], [`txn`], [`endpoint`], [`member`]), the
+//! [`client`] finds a member that answers, [`print`] writes the answer in the wanted format.
 
-fn main() {}
+mod bench;
+mod client;
+mod endpoint;
+mod error;
+mod flags;
+mod go;
+mod kv;
+mod member;
+mod print;
+mod terminal;
+mod txn;
+
+use std::{
+    ffi::OsString,
+    io::{self, BufWriter, Write},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{
+    client::Client,
+    error::Error,
+    flags::GlobalFlags,
+    print::{Format, Printer},
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A command line client for Quorate and etcd.
+#[derive(Debug, Parser)]
+#[command(name = "quoratectl", infer_subcommands = true, subcommand_required = true)]
+#[command(arg_required_else_help = true, disable_version_flag = true)]
+struct Cli {
+    #[command(flatten)]
+    flags: GlobalFlags,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Gets the key or a range of keys
+    Get(kv::GetArgs),
+    /// Puts the given key into the store
+    #[command(long_about = kv::PUT_HELP)]
+    Put(kv::PutArgs),
+    /// Removes the specified key or range of keys [key, range_end)
+    Del(kv::DelArgs),
+    /// Processes all the requests in one transaction
+    #[command(long_about = txn::HELP)]
+    Txn(txn::TxnArgs),
+    /// Compacts the event history
+    Compaction(kv::CompactionArgs),
+    /// Endpoint related commands
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Endpoint(endpoint::EndpointArgs),
+    /// Membership related commands
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Member(member::MemberArgs),
+    /// Measures throughput and latency of an endpoint
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Bench(bench::BenchArgs),
+    /// Prints the version of quoratectl
+    Version {
+        /// Ignored, as in etcdctl
+        #[arg(hide = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let result = parse(&mut out).and_then(|cli| cli.map_or(Ok(()), |cli| run(cli, &mut out)));
+    // What was written before a failure is part of the answer.
+    let result = result.and_then(|()| Ok(out.flush()?));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let flushed = out.flush();
+            if !error.is_silent() && flushed.is_ok() {
+                eprintln!("Error: {error}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The command line, or nothing if it only asked for help.
+fn parse(out: &mut dyn Write) -> Result<Option<Cli>, Error> {
+    let command = flags::with_go_habits(Cli::command());
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.is_empty() {
+        arguments.push(OsString::from("quoratectl"));
+    }
+    let parsed = command.clone().try_get_matches_from(&arguments);
+    if let Err(error) = parsed {
+        if error.use_stderr() && !is_missing_verb(&error) {
+            return Err(flags::usage(&error));
+        }
+        write!(out, "{}", error.render())?;
+        return Ok(None);
+    }
+    let variables: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let arguments = flags::arguments_with_environment(&command, arguments, &variables)?;
+    let matches = command.try_get_matches_from(arguments).map_err(|error| flags::usage(&error))?;
+    Cli::from_arg_matches(&matches).map(Some).map_err(|error| flags::usage(&error))
+}
+
+/// As in etcdctl, a verb without its subcommand is answered with help and exit code 0.
+fn is_missing_verb(error: &clap::Error) -> bool {
+    error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+}
+
+fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Error> {
+    if let Verb::Version { .. } = cli.verb {
+        writeln!(out, "quoratectl version: {}", env!("CARGO_PKG_VERSION"))?;
+        writeln!(out, "API version: 3.7")?;
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run_verb(cli, out))
+}
+
+async fn run_verb(cli: Cli, out: &mut dyn Write) -> Result<(), Error> {
+    let flags = &cli.flags;
+    match cli.verb {
+        Verb::Get(args) => kv::get(&args, flags, out).await,
+        Verb::Put(args) => kv::put(&args, flags, out).await,
+        Verb::Del(args) => kv::del(&args, flags, out).await,
+        Verb::Txn(args) => txn::txn(&args, flags, out).await,
+        Verb::Compaction(args) => kv::compaction(&args, flags, out).await,
+        Verb::Endpoint(args) => endpoint::run(&args, flags, out).await,
+        Verb::Member(args) => member::run(&args, flags, out).await,
+        Verb::Bench(args) => bench::run(&args, flags, out).await,
+        Verb::Version { .. } => Ok(()),
+    }
+}
+
+/// A client and the wanted format, checked in etcdctl's order.
+fn client_and_format(flags: &GlobalFlags) -> Result<(Client, Format), Error> {
+    let format = Format::parse(&flags.write_out)?;
+    Ok((Client::new(flags)?, format))
+}
+
+/// A printer on standard output with the global flags.
+fn printer<'a>(format: Format, flags: &GlobalFlags, out: &'a mut dyn Write) -> Printer<'a> {
+    Printer { format, hex: flags.hex, value_only: false, out }
+}

@@ -295,42 +295,59 @@ impl DefaultForTest for Vote {
     }
 }
 
-/// `cargo test --release log_benchmark -- --ignored --nocapture`: 64 producers of 300-byte entries,
+#[derive(Default)]
+struct Flushes(std::sync::atomic::AtomicU64);
+
+impl wal::WalObserver for Flushes {
+    fn flushed(&self, _: wal::Flushed) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// `cargo test --release log_benchmark -- --ignored --nocapture`: producers of 300-byte entries,
 /// each waiting for its own flush, on the disk that holds `TMPDIR`.
 #[tokio::test]
 #[ignore = "a measurement, not a test"]
 #[expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a measurement")]
 async fn log_benchmark() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = LogStore::open(Options::at(dir.path(), IDENTITY).unwrap()).unwrap();
-    let entries = 400_000;
-    let next = Arc::new(tokio::sync::Mutex::new((store, 0)));
-    let (started, cpu_started) = (std::time::Instant::now(), cpu_seconds());
-    let producers = (0..64).map(|_| {
-        let next = Arc::clone(&next);
-        async move {
-            loop {
-                let (sender, receiver) = TypeConfig::oneshot();
-                {
-                    let mut next = next.lock().await;
-                    if next.1 == entries {
-                        return;
+    for (producers, together) in [(1, 1), (64, 1), (8, 64)] {
+        let dir = tempfile::tempdir().unwrap();
+        let flushes = Arc::new(Flushes::default());
+        let mut options = Options::at(dir.path(), IDENTITY).unwrap();
+        options.observer = Arc::clone(&flushes) as Arc<dyn wal::WalObserver>;
+        let store = LogStore::open(options).unwrap();
+        let entries = if producers == 1 { 10_000 } else { 400_000 };
+        let next = Arc::new(tokio::sync::Mutex::new((store, 0)));
+        let (started, cpu_started) = (std::time::Instant::now(), cpu_seconds());
+        let produce = |_| {
+            let next = Arc::clone(&next);
+            async move {
+                loop {
+                    let (sender, receiver) = TypeConfig::oneshot();
+                    {
+                        let mut next = next.lock().await;
+                        let (first, end) = (next.1, next.1 + together);
+                        if first >= entries {
+                            return;
+                        }
+                        next.1 = end;
+                        let batch = (first..end).map(|index| entry(1, index, 300));
+                        next.0.append(batch, IOFlushed::signal(sender)).await.unwrap();
                     }
-                    let entry = entry(1, next.1, 300);
-                    next.1 += 1;
-                    next.0.append([entry], IOFlushed::signal(sender)).await.unwrap();
+                    receiver.await.unwrap().unwrap();
                 }
-                receiver.await.unwrap().unwrap();
             }
-        }
-    });
-    stream::iter(producers).buffer_unordered(64).collect::<Vec<()>>().await;
-    let took = started.elapsed();
-    println!(
-        "{entries} entries: {:.0} a second, {:.2} us CPU each (all threads)",
-        entries as f64 / took.as_secs_f64(),
-        (cpu_seconds() - cpu_started) * 1e6 / entries as f64,
-    );
+        };
+        let all = stream::iter((0..producers).map(produce));
+        all.buffer_unordered(producers).collect::<Vec<()>>().await;
+        println!(
+            "{producers} producers of {together}: {:.0} entries a second, {:.2} us CPU each (all \
+             threads), {} flushes",
+            entries as f64 / started.elapsed().as_secs_f64(),
+            (cpu_seconds() - cpu_started) * 1e6 / entries as f64,
+            flushes.0.load(std::sync::atomic::Ordering::Relaxed),
+        );
+    }
 }
 
 /// User and system time of this process, in steps of 10 ms.

@@ -13,7 +13,7 @@ use std::{io, panic, path::Path};
 use ::sled::{Config, Db};
 use parking_lot::{Mutex, RwLock};
 
-use super::SledOptions;
+use super::{SledOptions, manifest};
 use crate::storage::StorageError;
 
 /// Entries in a sled leaf, the unit that is read, compressed and written. Part of the disk format.
@@ -38,6 +38,7 @@ pub(super) fn open_database(dir: &Path, options: &SledOptions) -> Result<Databas
         .zstd_compression_level(COMPRESSION_LEVEL)
         .flush_every_ms(Some(NEVER_MS));
     let action = || format!("open the state in {}", dir.display());
+    manifest::prepare(dir).map_err(|source| StorageError::new(action(), source))?;
     // sled asserts on metadata that contradicts itself. Where panics abort the process this adds
     // nothing, which is why `manifest` looks for known damage before sled does.
     match panic::catch_unwind(|| config.open::<LEAF_FANOUT>()) {
@@ -78,6 +79,12 @@ impl Handles {
         let result = read(&handle);
         open.idle.lock().push(handle);
         result
+    }
+
+    /// Runs `work` while no reader is inside sled; they wait meanwhile.
+    pub(super) fn exclusive<R>(&self, work: impl FnOnce() -> R) -> R {
+        let _gate = self.gate.write();
+        work()
     }
 
     /// Closes the readers' handles, lets `reopen` make a new database, and shares that.

@@ -98,11 +98,12 @@ impl Manifest {
         }
         for (after, (id, _)) in found.logs.iter().enumerate() {
             if *id != snapshot + 1 + after as u64 {
-                return Err(damage(format!("its metadata log before {id} is missing")));
+                let missing = snapshot + 1 + after as u64;
+                return Err(damage(format!("its metadata log {missing} is missing, {id} is not")));
             }
         }
         for (id, length) in self.files.logs.iter().filter(|(id, _)| *id > snapshot) {
-            verify_log(&database_dir.join(METADATA).join(format!("log_{id:016x}")), *length)?;
+            verify_log(&database_dir.join(METADATA).join(log_name(*id)), *length)?;
         }
         Ok(())
     }
@@ -179,10 +180,16 @@ impl Files {
     }
 }
 
+fn log_name(id: u64) -> String {
+    format!("log_{id:016x}")
+}
+
 /// Checks that `path` begins with whole, undamaged frames of `length` bytes together.
 fn verify_log(path: &Path, length: u64) -> io::Result<()> {
     let name = path.display();
     let bytes = match fs::read(path) {
+        // sled makes the name of a new log durable with the first frame in it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && length == 0 => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(damage(format!("{name} is missing")));
         }
@@ -212,6 +219,22 @@ fn frame_bytes(bytes: &[u8]) -> Option<usize> {
     let end = usize::try_from(u64::from_le_bytes(length)).ok()?.checked_add(8)?;
     let sum: [u8; 4] = bytes.get(end..end.checked_add(4)?)?.try_into().ok()?;
     (crc32fast::hash(&bytes[..end]) ^ 0xAF == u32::from_le_bytes(sum)).then_some(end + 4)
+}
+
+/// Makes sled's metadata folder fit for recovery; to be called before every open.
+///
+/// If sled is killed while it recovers, after it has removed the old logs and before it has made a
+/// new one, the next recovery writes its new snapshot under the name of the old one and then
+/// removes "the old one": everything is lost, and found out only at the open after that. An empty
+/// log gives the new snapshot another name.
+pub(super) fn prepare(database_dir: &Path) -> io::Result<()> {
+    let files = Files::list(database_dir)?;
+    if let (Some(snapshot), true) = (files.snapshot, files.logs.is_empty()) {
+        let metadata_dir = database_dir.join(METADATA);
+        File::create_new(metadata_dir.join(log_name(snapshot + 1)))?;
+        File::open(metadata_dir)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Makes the names below `dir` and `database_dir` durable: sled does not sync all of them itself.

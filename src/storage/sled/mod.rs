@@ -13,6 +13,7 @@
 //! - *An exact prefix.* Only `writer` flushes, between commits, and a flush is atomic in sled.
 //! - *Bounded memory.* sled never evicts a leaf that was written since it was opened, so `writer`
 //!   reopens it after [`SledOptions::reopen_bytes`] (`handles`).
+//! - *No leaf for every record.* sled never merges sparse leaves; `pack` does.
 //! - *Found damage.* `manifest` notes after each flush what the files must hold.
 //!
 //! **Invariant:** what opens is every commit up to some number, at least that of the manifest.
@@ -20,6 +21,7 @@
 mod handles;
 mod manifest;
 mod overlay;
+mod pack;
 mod queue;
 mod writer;
 
@@ -58,6 +60,10 @@ const SCAN_CHUNK_BYTES: usize = 256 * 1024;
 /// Pairs at most in such a chunk.
 const SCAN_CHUNK_PAIRS: usize = 4096;
 
+/// A scan gets every so manieth key once more: sled counts the reads of an iterator towards its
+/// cache only in batches, which it forgets with the iterator, so that a scan would evict nothing.
+const SCAN_TOUCH_EVERY: usize = 16;
+
 /// What may be tuned.
 #[derive(Debug, Clone)]
 pub struct SledOptions {
@@ -76,11 +82,11 @@ pub struct SledOptions {
 impl Default for SledOptions {
     fn default() -> Self {
         SledOptions {
-            cache_bytes: 16 << 20,
+            cache_bytes: 8 << 20,
             flush_interval: Duration::from_secs(1),
-            flush_writes_max: 100_000,
-            flush_bytes_max: 16 << 20,
-            reopen_bytes: 48 << 20,
+            flush_writes_max: 50_000,
+            flush_bytes_max: 8 << 20,
+            reopen_bytes: 24 << 20,
         }
     }
 }
@@ -140,6 +146,9 @@ impl SledBackend {
             for pair in database.range(start..end) {
                 let (key, value) = pair?;
                 bytes += key.len() + value.len();
+                if pairs.len() % SCAN_TOUCH_EVERY == 0 {
+                    database.get(&key)?;
+                }
                 pairs.push((key, value));
                 if bytes >= SCAN_CHUNK_BYTES || pairs.len() >= SCAN_CHUNK_PAIRS {
                     break;

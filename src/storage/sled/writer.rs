@@ -25,12 +25,13 @@ use super::{
     SEQ_KEY, SledOptions,
     handles::{Database, Handles, open_database},
     manifest::Manifest,
+    pack::Packer,
     queue::{Commit, Queue, Work},
 };
 use crate::storage::StorageError;
 
-/// A reopen may take this part of the time between two of them: they are rarer on a slow disk.
-const REOPEN_DUTY: u32 = 50;
+/// Between two reopens there is this many times the time of one: they are rarer on a slow disk.
+const REOPEN_DUTY: u32 = 100;
 
 /// What the writer shares with everybody else.
 pub(super) struct Shared {
@@ -51,6 +52,7 @@ pub(super) struct Writer {
     database_dir: PathBuf,
     options: SledOptions,
     applied_seq: u64,
+    packer: Packer,
     unflushed: Written,
     since_open: Written,
     opened: Instant,
@@ -81,6 +83,7 @@ impl Writer {
             database_dir: database_dir.to_owned(),
             options,
             applied_seq: seq,
+            packer: Packer::new(),
             unflushed: Written::default(),
             since_open: Written::default(),
             opened: now(),
@@ -102,7 +105,8 @@ impl Writer {
             let flush_at = self.unflushed.first.map(|first| first + self.options.flush_interval);
             match self.shared.queue.next(flush_at) {
                 Work::Apply(commits) => {
-                    self.apply(commits).map_err(|error| self.failed("write to", error))?;
+                    let applied = self.apply(commits).and_then(|()| self.pack());
+                    applied.map_err(|error| self.failed("write to", error))?;
                     if self.flush_due() {
                         self.flush_and_reopen()?;
                     }
@@ -135,12 +139,21 @@ impl Writer {
         // One by one: in a batch sled would keep a leaf that becomes empty, for ever.
         for (key, _) in merged.iter().filter(|(_, (_, value))| value.is_none()) {
             database.remove(key)?;
+            self.packer.removed(1);
         }
         self.unflushed.add(writes, backlog_bytes);
         self.since_open.add(writes, backlog_bytes);
         let applied: Vec<(Bytes, u64)> =
             merged.into_iter().map(|(key, (seq, _))| (key, seq)).collect();
         self.shared.queue.settled(&applied, backlog_bytes);
+        Ok(())
+    }
+
+    fn pack(&mut self) -> io::Result<()> {
+        let database = self.database.as_ref().expect("only taken while reopening");
+        let (records, bytes) = self.packer.step(database, &self.shared.handles)?;
+        self.unflushed.add(records, bytes);
+        self.since_open.add(records, bytes);
         Ok(())
     }
 

@@ -3,10 +3,15 @@
 //! Every method is called as a server stream, because a unary answer has the same shape on the wire.
 //! So malformed bodies and unknown methods take the same way as honest requests.
 
+use std::future::poll_fn;
+
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::StreamExt;
 use http::uri::PathAndQuery;
-use tonic::client::Grpc;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http_body_util::{BodyExt, Full};
+use tonic::body::Body;
+use tonic::client::{Grpc, GrpcService};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -15,9 +20,21 @@ use tonic::{Request, Status};
 /// One metadata entry of a request.
 pub(crate) type Metadata = (String, Bytes);
 
+/// An answer below gRPC.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpAnswer {
+    /// The HTTP status.
+    pub(crate) status: StatusCode,
+    /// Headers and trailers in one.
+    pub(crate) fields: HeaderMap,
+    /// The body.
+    pub(crate) body: Bytes,
+}
+
 /// A connection to one member.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
+    channel: Channel,
     grpc: Grpc<Channel>,
 }
 
@@ -29,7 +46,38 @@ impl Client {
             .connect()
             .await
             .unwrap_or_else(|error| panic!("cannot connect to {endpoint}: {error}"));
-        Client { grpc: Grpc::new(channel).max_decoding_message_size(usize::MAX) }
+        let grpc = Grpc::new(channel.clone()).max_decoding_message_size(usize::MAX);
+        Client { channel, grpc }
+    }
+
+    /// Sends one HTTP/2 request whose body holds gRPC's frames as they are given.
+    ///
+    /// # Errors
+    /// The text of what broke the stream.
+    pub(crate) async fn http(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+        headers: &[Metadata],
+    ) -> Result<HttpAnswer, String> {
+        let mut request = http::Request::new(Body::new(Full::new(body)));
+        *request.method_mut() = Method::from_bytes(method.as_bytes()).expect("a method");
+        *request.uri_mut() = path.parse().expect("a path");
+        for (name, value) in headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
+            let value = HeaderValue::from_bytes(value).expect("a header value");
+            request.headers_mut().append(name, value);
+        }
+        poll_fn(|context| GrpcService::poll_ready(&mut self.channel, context))
+            .await
+            .map_err(|error| error.to_string())?;
+        let answer = GrpcService::call(&mut self.channel, request);
+        let (head, body) = answer.await.map_err(|error| error.to_string())?.into_parts();
+        let body = body.collect().await.map_err(|status| status.message().to_owned())?;
+        let mut fields = head.headers;
+        fields.extend(body.trailers().cloned().unwrap_or_default());
+        Ok(HttpAnswer { status: head.status, fields, body: body.to_bytes() })
     }
 
     /// Sends one message to the method `path` and collects the messages of the answer.

@@ -33,11 +33,13 @@
 //! | `grant` `revoke` | a lease, for the cases that attach keys to one |
 //! | `status` `hashkv` `members` | Maintenance and Cluster |
 //! | `raw path=… body=…` | any method with any bytes; `as=range` (or `put`, `stream`) decodes the answer |
+//! | `http path=… body=…` | one HTTP/2 request: `body` holds gRPC's frames, `meta.…` the headers, `method=GET` another method |
 //! | `wipe` | deletes every key of the store and prints nothing |
+//! | `alarm` | Maintenance too, for the refusals that an alarm causes |
 //!
 //! `quiet` before a verb prints only errors. `times=3` repeats a line with `%` as 000, 001, 002.
 //! `meta.NAME=VALUE` adds request metadata. A head line `# needs: fresh store` marks a file that runs
-//! only at revision 1. `--- quorate: reason` after the recorded answer begins a second one: ours,
+//! only at revision 1, `# needs: method /SERVICE/METHOD` one that runs only where that is served. `--- quorate: reason` after the recorded answer begins a second one: ours,
 //! where we differ on purpose.
 //!
 //! # Files

@@ -4,15 +4,16 @@ use bytes::Bytes;
 use prost::Message;
 use quorate::pb::etcdserverpb::response_op::Response as Op;
 use quorate::pb::etcdserverpb::{
-    CompactionResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse,
+    AlarmResponse, CompactionResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse,
     LeaseRevokeResponse, MemberListResponse, PutResponse, RangeResponse, RangeStreamResponse,
     ResponseHeader, StatusResponse, TxnResponse,
 };
 use quorate::pb::mvccpb::KeyValue;
 use tonic::{Code, Status};
 
+use super::client::HttpAnswer;
 use super::request::{Shape, Step};
-use super::scope::{Scope, show_bytes};
+use super::scope::{Scope, show_bytes, show_text};
 
 /// Who answered so far; every answer of a run comes from the same member.
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,8 +120,19 @@ impl<'a> Printer<'a> {
             }
             Shape::Status => self.status(&decode(message)),
             Shape::HashKv => self.hashkv(&decode(message)),
+            Shape::Alarm => {
+                let response: AlarmResponse = decode(message);
+                let head = self.header(0, response.header.as_ref());
+                self.line(0, format!("alarm {head}"));
+                for alarm in &response.alarms {
+                    let (member, kind) = (alarm.member_id, alarm.alarm().as_str_name());
+                    self.line(1, format!("member {member} {kind}"));
+                }
+            }
             Shape::Members => self.members(&decode(message)),
-            Shape::Stream | Shape::Raw => unreachable!("printed by their own functions"),
+            Shape::Stream | Shape::Raw | Shape::Http => {
+                unreachable!("printed by their own functions")
+            }
         }
     }
 
@@ -307,12 +319,45 @@ impl<'a> Printer<'a> {
         }
     }
 
+    /// Prints what an HTTP answer says about gRPC.
+    pub(crate) fn http(&mut self, answer: Result<HttpAnswer, String>) {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return self.line(0, format!("http broken: {error}")),
+        };
+        self.line(0, format!("http {}", answer.status.as_u16()));
+        for name in ["content-type", "grpc-encoding", "grpc-status", "grpc-message", "allow"] {
+            // An empty message may be left out.
+            let value = answer.fields.get(name).filter(|value| !value.is_empty());
+            if let Some(value) = value {
+                self.line(1, format!("{name} {}", show_text(value.as_bytes())));
+            }
+        }
+        if !answer.body.is_empty() {
+            self.line(1, format!("body of {} messages", count_frames(&answer.body)));
+        }
+    }
+
     fn raw(&mut self, messages: &[Bytes]) {
         self.line(0, format!("raw {} messages", messages.len()));
         for message in messages {
             self.line(1, show_bytes(message));
         }
     }
+}
+
+/// How many gRPC frames are in `body`; 0 if it is not made of frames.
+fn count_frames(mut body: &[u8]) -> usize {
+    let mut count = 0;
+    while let [_flag, a, b, c, d, rest @ ..] = body {
+        let length = u32::from_be_bytes([*a, *b, *c, *d]);
+        match usize::try_from(length).ok().and_then(|length| rest.get(length..)) {
+            None => return 0,
+            Some(after) => body = after,
+        }
+        count += 1;
+    }
+    count
 }
 
 /// How many spaces a line is set in.

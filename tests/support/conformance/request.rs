@@ -5,7 +5,7 @@ use prost::Message;
 use quorate::pb::etcdserverpb::compare::TargetUnion;
 use quorate::pb::etcdserverpb::request_op::Request as Op;
 use quorate::pb::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
+    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
     LeaseRevokeRequest, MemberListRequest, PutRequest, RangeRequest, RequestOp, StatusRequest,
     TxnRequest,
 };
@@ -19,6 +19,8 @@ const INDENT: usize = 2;
 /// One request of a case, ready to send.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
+    /// The HTTP method; POST for gRPC.
+    pub(crate) method: String,
     /// The gRPC method.
     pub(crate) path: String,
     /// The encoded message.
@@ -45,8 +47,11 @@ pub(crate) enum Shape {
     Status,
     HashKv,
     Members,
+    Alarm,
     /// Bytes, as they are.
     Raw,
+    /// An HTTP answer; the request is one too.
+    Http,
 }
 
 /// Reads all requests of a case.
@@ -162,8 +167,13 @@ fn step(line: &str, below: &[String], scope: &Scope) -> Step {
     let mut fields = Fields::new(rest);
     let metadata = fields.metadata(scope);
     let quiet = quiet || verb == "wipe";
+    let method = fields.take("method").unwrap_or("POST").to_owned();
     let (path, body, shape) = match verb {
         "raw" => raw(&mut fields, scope),
+        "http" => {
+            let path = fields.take("path").expect("http needs a path").to_owned();
+            (path, fields.bytes("body", scope), Shape::Http)
+        }
         "txn" => {
             let body = txn(below, scope).encode_to_vec();
             ("/etcdserverpb.KV/Txn".to_owned(), body.into(), Shape::Txn)
@@ -174,7 +184,7 @@ fn step(line: &str, below: &[String], scope: &Scope) -> Step {
         }
     };
     fields.finish();
-    Step { path, body, shape, metadata, quiet }
+    Step { method, path, body, shape, metadata, quiet }
 }
 
 /// Reads a request that has no lines below it.
@@ -215,7 +225,18 @@ fn plain(verb: &str, fields: &mut Fields<'_>, scope: &Scope) -> (&'static str, V
             let request = MemberListRequest { linearizable: f.flag("linearizable") };
             ("/etcdserverpb.Cluster/MemberList", request.encode_to_vec(), Shape::Members)
         }
+        "alarm" => {
+            ("/etcdserverpb.Maintenance/Alarm", alarm(f, scope).encode_to_vec(), Shape::Alarm)
+        }
         _ => panic!("unknown verb `{verb}`"),
+    }
+}
+
+fn alarm(fields: &mut Fields<'_>, scope: &Scope) -> AlarmRequest {
+    AlarmRequest {
+        action: fields.choice("action", &["GET", "ACTIVATE", "DEACTIVATE"]),
+        member_id: fields.number("memberID", scope).cast_unsigned(),
+        alarm: fields.choice("alarm", &["NONE", "NOSPACE", "CORRUPT"]),
     }
 }
 

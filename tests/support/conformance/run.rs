@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message;
 use quorate::pb::etcdserverpb::{RangeRequest, RangeResponse};
+use tonic::Code;
 
 use super::client::Client;
 use super::print::{Identity, Printer};
-use super::request;
+use super::request::{self, Shape};
 use super::scope::Scope;
 use super::script::{Case, Topic};
 
@@ -39,11 +41,18 @@ impl Target {
         Target { client, identity: Identity::default(), nonce, cases: 0 }
     }
 
-    /// Runs every case of `topic` in order; none if the topic needs a fresh store and this is not
-    /// one.
-    pub(crate) async fn run(&mut self, topic: &Topic) -> Option<Vec<Outcome>> {
+    /// Runs every case of `topic` in order.
+    ///
+    /// # Errors
+    /// Why the topic cannot be run here.
+    pub(crate) async fn run(&mut self, topic: &Topic) -> Result<Vec<Outcome>, String> {
         if topic.needs_fresh_store() && self.revision().await != 1 {
-            return None;
+            return Err("the store is not fresh".to_owned());
+        }
+        if let Some(method) = topic.needed_method()
+            && !self.is_served(method).await
+        {
+            return Err(format!("{method} is not served"));
         }
         let mut outcomes = Vec::new();
         for case in &topic.cases {
@@ -52,7 +61,13 @@ impl Target {
             let place = format!("{}:{}", topic.path.display(), case.line);
             outcomes.push(outcome.unwrap_or_else(|_| panic!("{place}: no answer in time")));
         }
-        Some(outcomes)
+        Ok(outcomes)
+    }
+
+    /// Whether the server knows the method `path`.
+    async fn is_served(&mut self, path: &str) -> bool {
+        let answer = self.client.call(path, Bytes::new(), &[]).await;
+        !answer.is_err_and(|status| status.code() == Code::Unimplemented)
     }
 
     /// Runs one case.
@@ -63,15 +78,21 @@ impl Target {
         let steps = request::parse(&case.requests(), &scope);
         let mut printer = Printer::new(&scope, &mut self.identity);
         for step in steps {
-            let answer = self.client.call(&step.path, step.body.clone(), &step.metadata).await;
-            printer.answer(&step, answer);
+            let (path, body) = (&step.path, step.body.clone());
+            if step.shape == Shape::Http {
+                let answer = self.client.http(&step.method, path, body, &step.metadata).await;
+                printer.http(answer);
+            } else {
+                let answer = self.client.call(path, body, &step.metadata).await;
+                printer.answer(&step, answer);
+            }
         }
         Outcome { output: printer.finish() }
     }
 
     /// The current revision of the store.
     async fn revision(&mut self) -> i64 {
-        let key = bytes::Bytes::from_static(b"\0");
+        let key = Bytes::from_static(b"\0");
         let request = RangeRequest { key, count_only: true, ..RangeRequest::default() };
         let body = request.encode_to_vec().into();
         let answer = self.client.call("/etcdserverpb.KV/Range", body, &[]).await;

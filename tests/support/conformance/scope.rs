@@ -132,6 +132,15 @@ pub(crate) fn show_bytes(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| show_byte(byte)).collect()
 }
 
+/// Prints bytes that are meant to be read as a text; only what is no ASCII text is escaped.
+pub(crate) fn show_text(bytes: &[u8]) -> String {
+    let show = |&byte: &u8| match byte {
+        0x20..=0x7e => char::from(byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    };
+    bytes.iter().map(show).collect()
+}
+
 /// Prints one byte.
 fn show_byte(byte: u8) -> String {
     match byte {

@@ -12,6 +12,9 @@ const DEVIATION: &str = "--- quorate: ";
 /// The head line of a file whose cases hold only in a store that was never written.
 const NEEDS_FRESH: &str = "# needs: fresh store";
 
+/// The head line of a file whose cases use a service beyond KV; a method follows.
+const NEEDS_METHOD: &str = "# needs: method ";
+
 /// One script file.
 #[derive(Clone, Debug)]
 pub(crate) struct Topic {
@@ -77,6 +80,13 @@ impl Topic {
     /// Whether the cases hold only at revision 1.
     pub(crate) fn needs_fresh_store(&self) -> bool {
         self.head.iter().any(|line| line == NEEDS_FRESH)
+    }
+
+    /// The method that the cases cannot do without.
+    ///
+    /// As long as a server answers Unimplemented to it, the topic is not run there.
+    pub(crate) fn needed_method(&self) -> Option<&str> {
+        self.head.iter().find_map(|line| line.strip_prefix(NEEDS_METHOD))
     }
 
     /// Writes the file with the recorded answers of `self`.

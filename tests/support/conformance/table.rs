@@ -41,6 +41,16 @@ impl Row {
         row
     }
 
+    /// The row of a topic that could not be run against Quorate.
+    pub(crate) fn missing(topic: &Topic, reason: &str) -> Row {
+        Row {
+            title: topic.title().to_owned(),
+            cases: topic.cases.len(),
+            agree: 0,
+            notes: vec![reason.to_owned()],
+        }
+    }
+
     /// How many cases came out differently.
     pub(crate) fn differ(&self) -> usize {
         self.cases - self.agree

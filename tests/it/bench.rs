@@ -1,0 +1,112 @@
+//! What the state costs. Not a test: `cargo test --release --test it bench -- --ignored --nocapture`.
+
+use std::hint::black_box;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate::pb::etcdserverpb::{PutRequest, RangeRequest};
+use quorate::pb::quorate::command::Command;
+use quorate::pb::quorate::command::command::Body;
+use quorate::state::{Options, Position, State};
+use quorate::storage::{Backend, Batch, StorageError};
+
+/// A storage that forgets.
+#[derive(Debug, Default)]
+struct Nothing;
+
+impl Backend for Nothing {
+    fn get(&self, _key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        Ok(None)
+    }
+
+    fn scan(
+        &self,
+        _start: &[u8],
+        _end: &[u8],
+        _visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StorageError> {
+        drop(black_box(batch));
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn backlog_bytes(&self) -> usize {
+        0
+    }
+
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// Puts `count` keys of 8 bytes, 64 an entry; `scatter` spreads them over the key space.
+fn put_all(state: &mut State<Nothing>, count: u64, scatter: u64) {
+    let value = Bytes::from(vec![7; 256]);
+    let mut index = state.applied().map_or(0, |position| position.index);
+    let mut nanos = 0;
+    for first in (0..count).step_by(64) {
+        let command = |number: u64| {
+            let key = Bytes::from(number.wrapping_mul(scatter).to_be_bytes().to_vec());
+            let put = PutRequest { key, value: value.clone(), ..Default::default() };
+            Command { body: Some(Body::Put(put)) }
+        };
+        let commands: Vec<_> = (first..(first + 64).min(count)).map(command).collect();
+        index += 1;
+        let start = now_nanos();
+        black_box(state.apply(Position { index, term: 1, leader: 1 }, 0, &commands).unwrap());
+        nanos += now_nanos() - start;
+    }
+    println!("  {} ns a put", nanos / count);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
+fn now_nanos() -> u64 {
+    use std::sync::OnceLock;
+    use std::time::Instant;
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+fn get_all(state: &State<Nothing>, count: u64, scatter: u64) {
+    let key = |number: u64| Bytes::from((number * 7919 % count * scatter).to_be_bytes().to_vec());
+    let request = |number| RangeRequest { key: key(number), ..Default::default() };
+    let requests: Vec<_> = (0..100_000).map(request).collect();
+    let start = now_nanos();
+    let hot = requests.iter().map(|request| state.range(request).unwrap());
+    let hot = hot.filter(|plan| black_box(plan).is_hot()).count();
+    let nanos = (now_nanos() - start) / requests.len() as u64;
+    println!("  {nanos} ns a planned range, {hot} of {} hot", requests.len());
+}
+
+#[test]
+#[ignore = "measures, proves nothing"]
+fn bench() {
+    for (name, scatter) in [("ascending", 1), ("scattered", 0x9e37_79b9_7f4a_7c15_u64)] {
+        for cache in [0, 64 << 20, 1 << 30] {
+            let before = resident_bytes();
+            let options = Options { value_cache_bytes: cache };
+            let mut state = State::open(Arc::new(Nothing), options).unwrap();
+            println!("1,000,000 keys, {name}, {} MiB of pairs in memory", cache >> 20);
+            put_all(&mut state, 1_000_000, scatter);
+            let used = resident_bytes().saturating_sub(before + state.cached_bytes() as u64);
+            println!("  {} bytes a key besides cached pairs", used / 1_000_000);
+            if scatter == 1 {
+                get_all(&state, 1_000_000, scatter);
+            }
+            put_all(&mut state, 1_000_000, scatter);
+        }
+    }
+}
