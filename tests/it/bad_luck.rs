@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -92,23 +92,32 @@ fn key(number: usize) -> String {
     format!("k/{number:06}")
 }
 
+/// A value that belongs to the key `number` and cannot be compressed.
+fn value(number: usize, bytes: usize) -> Vec<u8> {
+    let mut value = vec![0; bytes];
+    fastrand::Rng::with_seed(number as u64).fill(&mut value);
+    value
+}
+
 /// Writes the keys of `numbers`; every one must be acknowledged.
 async fn write(server: &Server, numbers: std::ops::Range<usize>) {
     let mut kv = kv(channel(server.endpoint(), PATIENCE));
     for number in numbers {
-        kv.put(put(key(number), vec![b'v'; 500])).await.expect("a healthy member writes");
+        kv.put(put(key(number), value(number, 500))).await.expect("a healthy member writes");
     }
 }
 
-/// Panics unless the member has the first `count` keys. Returns how many it has.
-async fn assert_has(server: &Server, count: usize) -> usize {
+/// Panics unless the member has the first `count` keys with their values, each written once.
+async fn assert_has(server: &Server, count: usize) {
     let (_, pages) = read_all(server.endpoint(), "k/").await;
-    let found: Vec<&[u8]> = pages.iter().flat_map(|page| &page.kvs).map(|kv| &kv.key[..]).collect();
+    let mut found = pages.iter().flat_map(|page| &page.kvs);
     for number in 0..count {
         let key = key(number);
-        assert!(found.contains(&key.as_bytes()), "{key} was acknowledged and is lost");
+        let kv = found.next().unwrap_or_else(|| panic!("{key} was acknowledged and is lost"));
+        assert_eq!(kv.key, key.as_bytes(), "{key} was acknowledged and is lost");
+        assert_eq!(kv.version, 1, "{key} was written once");
+        assert!(kv.value == value(number, kv.value.len()), "{key} has the value of another write");
     }
-    found.len()
 }
 
 /// Panics unless a member started like this ends soon with exit code 1 and a line with all `words`.
@@ -248,14 +257,11 @@ async fn without_a_file_of_the_state_the_member_refuses_or_has_everything() {
     let flags = ["--snapshot-count=50", "--snapshot-catchup-entries=10"];
     let home = Home::new(&flags);
     let mut server = home.start().await;
-    write(&server, 0..300).await;
-    // Two checkpoints later the log in front of the first is gone.
-    for round in 1..=4 {
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        write(&server, round * 300..(round + 1) * 300).await;
-    }
+    write_past_checkpoints(&server, 300).await;
     server.kill().await;
-    let files = files_below(&home.file("state"));
+    // sled makes a file for each size of object; most are empty.
+    let mut files = files_below(&home.file("state"));
+    files.retain(|file| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0));
     assert!(files.len() > 2, "{files:?}");
     for file in &files {
         let home = home.copy();
@@ -270,6 +276,44 @@ async fn without_a_file_of_the_state_the_member_refuses_or_has_everything() {
     refuses_or_has(&home, 1500, "with an empty state").await;
 }
 
+/// Writes five times `count` keys, with checkpoints in between: the log in front of the first of
+/// them is then dropped, if the flags allow it.
+async fn write_past_checkpoints(server: &Server, count: usize) {
+    for round in 0..5 {
+        write(server, round * count..(round + 1) * count).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+}
+
+/// A member that forgot its log has forgotten its vote: it must not come back as if nothing was.
+#[tokio::test]
+async fn without_a_segment_of_the_log_the_member_refuses() {
+    let home = Home::new(&["--quorate-wal-segment-bytes=1048576"]);
+    let mut server = home.start().await;
+    let mut kv = kv(channel(server.endpoint(), PATIENCE));
+    for number in 0..60 {
+        kv.put(put(key(number), value(number, 60_000))).await.expect("a healthy member writes");
+    }
+    // The state is made durable by itself within a second or two.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    server.kill().await;
+    assert!(home.segments().len() > 2, "{:?}", home.segments());
+
+    let gap = home.copy();
+    fs::remove_file(&gap.segments()[1]).expect("remove a segment");
+    assert_refuses(gap.launch.clone(), &["log: segment 2 is missing before", "Put it back"]).await;
+
+    let first = home.copy();
+    fs::remove_file(&first.segments()[0]).expect("remove a segment");
+    assert_refuses(first.launch.clone(), &["log: segment 1 is missing before"]).await;
+
+    let empty = home.copy();
+    empty.segments().iter().for_each(|file| fs::remove_file(file).expect("remove a segment"));
+    let words = ["the log in", "is empty, but the state holds entries up to", "Put them back"];
+    assert_refuses(empty.launch.clone(), &words).await;
+    assert_has(&home.start().await, 60).await;
+}
+
 /// The data directory that `file` is in.
 fn home_data(file: &Path) -> &Path {
     let member = file.ancestors().find(|path| path.ends_with("member"));
@@ -278,21 +322,32 @@ fn home_data(file: &Path) -> &Path {
 
 async fn refuses_or_has(home: &Home, count: usize, what: &str) {
     let mut server = Server::launch(home.launch.clone());
+    let Some(status) = until_ended_or_line(&mut server, "ready to serve client requests").await
+    else {
+        eprintln!("{what}: starts");
+        assert_has(&server, count).await;
+        return;
+    };
+    assert_eq!(status.code(), Some(EXIT_CANNOT_START), "{what}: {}", server.last_words());
+    let line = server.until_line("cannot start", PATIENCE).await;
+    eprintln!("{what}: refused: {line}");
+    let place = home.file("state");
+    assert!(line.contains(place.to_str().expect("a path of this test")), "{what}: {line}");
+    assert!(line.contains("remove the member from the cluster"), "{what}: {line}");
+    assert!(!line.contains("sled:"), "{what}: no source files of others: {line}");
+}
+
+/// How the process ended, or `None` once it says a line with `text`.
+async fn until_ended_or_line(server: &mut Server, text: &str) -> Option<ExitStatus> {
     let deadline = quorate::clock::now() + PATIENCE;
     loop {
-        if server.line("ready to serve client requests").is_some() {
-            eprintln!("{what}: starts");
-            assert_has(&server, count).await;
-            return;
-        }
         if let Some(status) = server.ended() {
-            let line = server.until_line("cannot start", PATIENCE).await;
-            eprintln!("{what}: refused: {line}");
-            assert_eq!(status.code(), Some(EXIT_CANNOT_START), "{what}: {}", server.last_words());
-            assert!(line.contains("state"), "{what}: no file is named: {line}");
-            return;
+            return Some(status);
         }
-        assert!(quorate::clock::now() < deadline, "{what}: {}", server.last_words());
+        if server.line(text).is_some() {
+            return None;
+        }
+        assert!(quorate::clock::now() < deadline, "no {text:?}: {}", server.last_words());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -323,9 +378,7 @@ impl Drop for SmallDisk {
 async fn write_until_full(server: &mut Server) -> usize {
     let mut kv = kv(channel(server.endpoint(), Duration::from_secs(10)));
     for number in 0..100_000 {
-        let mut value = vec![0; 20_000];
-        fastrand::fill(&mut value);
-        if let Err(status) = kv.put(put(key(number), value)).await {
+        if let Err(status) = kv.put(put(key(number), value(number, 20_000))).await {
             eprintln!("write {number} failed: {status}");
             return number;
         }
@@ -348,13 +401,17 @@ async fn a_full_disk_costs_no_acknowledged_write() {
     server.until_ready().await;
     let count = write_until_full(&mut server).await;
     assert!(count > 0);
-    eprintln!("full after {count} writes: {}", server.last_words());
+    // The log waits for space and says so; the state may fail with its next flush, which ends it.
+    until_ended_or_line(&mut server, "free some disk space").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let ended = server.ended();
+    eprintln!("full after {count} writes: {}", server.last_words());
     if let Some(status) = ended {
         assert_eq!(status.code(), Some(EXIT_STORAGE_FAILED), "{}", server.last_words());
-        server.until_line("the member cannot go on and exits", PATIENCE).await;
+        let line = server.until_line("the member cannot go on and exits", PATIENCE).await;
+        assert!(line.contains("free some disk space and start the member again"), "{line}");
+        assert!(!line.contains("sled:"), "no source files of others: {line}");
     } else {
-        server.until_line("free some disk space", PATIENCE).await;
         assert_has(&server, count).await;
     }
     fs::remove_file(&ballast).expect("the ballast is there");
