@@ -72,6 +72,10 @@ pub const SNAPSHOT_FRAME_BYTES: usize = 512 * 1024;
 /// A sender of a snapshot that is silent for this is given up.
 pub const SNAPSHOT_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// While a snapshot is being sent, and for this long after it arrived, no log is dropped, so that
+/// its receiver can go on with the log; etcd waits as long. Meanwhile the log grows on the disk.
+pub const SNAPSHOT_CATCHUP_TIME: Duration = Duration::from_secs(30);
+
 /// How often it is checked whether a checkpoint is due.
 pub const CHECKPOINT_POLL: Duration = Duration::from_millis(500);
 

@@ -13,7 +13,7 @@ use std::{io, panic, path::Path};
 use ::sled::{Config, Db};
 use parking_lot::{Mutex, RwLock};
 
-use super::{SledOptions, manifest};
+use super::{SledOptions, manifest, plain};
 use crate::storage::StorageError;
 
 /// Entries in a sled leaf, the unit that is read, compressed and written. Part of the disk format.
@@ -44,7 +44,7 @@ pub(super) fn open_database(dir: &Path, options: &SledOptions) -> Result<Databas
     // nothing, which is why `manifest` looks for known damage before sled does.
     match panic::catch_unwind(|| config.open::<LEAF_FANOUT>()) {
         Ok(Ok(database)) => Ok(database),
-        Ok(Err(source)) => Err(StorageError::new(action(), source)),
+        Ok(Err(error)) => Err(plain(action(), error)),
         Err(_) => {
             let reason = "its metadata contradicts itself; restore this member from a peer";
             Err(StorageError::new(action(), io::Error::new(io::ErrorKind::InvalidData, reason)))

@@ -27,6 +27,7 @@ use super::{
     handles::{Database, Handles, open_database},
     manifest::Manifest,
     pack::Packer,
+    plain,
     queue::{Commit, Queue, Work},
 };
 use crate::storage::StorageError;
@@ -214,7 +215,7 @@ impl Writer {
     }
 
     fn failed(&self, verb: &str, error: io::Error) -> StorageError {
-        StorageError::new(format!("{verb} the state in {}", self.dir.display()), error)
+        plain(format!("{verb} the state in {}", self.dir.display()), error)
     }
 }
 
