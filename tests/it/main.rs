@@ -3,7 +3,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_luck;
 mod bench;
 mod conformance;
+mod crash;
 mod model;
 mod scripts;
+mod snapshot;

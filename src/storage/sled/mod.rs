@@ -75,7 +75,8 @@ pub struct SledOptions {
     pub flush_writes_max: usize,
     /// Flush when this many bytes are unflushed.
     pub flush_bytes_max: usize,
-    /// Reopen sled after this many written bytes: it keeps all of them in memory until then.
+    /// Reopen sled after this many written bytes: it keeps all of them in memory until then. Where
+    /// a reopen takes long, because the disk is slow, it may become three times as many.
     pub reopen_bytes: usize,
 }
 
@@ -86,7 +87,7 @@ impl Default for SledOptions {
             flush_interval: Duration::from_secs(1),
             flush_writes_max: 50_000,
             flush_bytes_max: 8 << 20,
-            reopen_bytes: 24 << 20,
+            reopen_bytes: 16 << 20,
         }
     }
 }
@@ -103,8 +104,7 @@ impl SledBackend {
     pub fn open(dir: impl AsRef<Path>, options: SledOptions) -> Result<Self, StorageError> {
         let dir = dir.as_ref();
         let database_dir = dir.join(DATABASE);
-        let failed =
-            |error| StorageError::new(format!("open the state in {}", dir.display()), error);
+        let failed = |error| plain(format!("open the state in {}", dir.display()), error);
         fs::create_dir_all(dir).map_err(failed)?;
         let manifest = Manifest::load(dir)?;
         if let Some(manifest) = &manifest {
@@ -129,7 +129,7 @@ impl SledBackend {
     }
 
     fn failed(&self, error: io::Error) -> StorageError {
-        let error = StorageError::new(format!("read the state in {}", self.dir.display()), error);
+        let error = plain(format!("read the state in {}", self.dir.display()), error);
         self.shared.queue.fail(&error);
         error
     }
@@ -247,6 +247,21 @@ impl Drop for SledBackend {
             self.shared.handles.leak();
         }
     }
+}
+
+/// An error of `action` in the system's words: without the chain of sled's own source lines that
+/// sled puts in front of them, and with advice where there is some.
+fn plain(action: String, error: io::Error) -> StorageError {
+    let text = error.to_string();
+    let said = match text.rfind(" -> ") {
+        Some(at) if text.starts_with("sled:") => &text[at + " -> ".len()..],
+        _ => &text,
+    };
+    let advice = match error.kind() {
+        io::ErrorKind::StorageFull => "; free some disk space and start the member again",
+        _ => "",
+    };
+    StorageError::new(action, io::Error::new(error.kind(), format!("{said}{advice}")))
 }
 
 fn stored_seq(database: &handles::Database) -> io::Result<u64> {
