@@ -134,7 +134,7 @@ fn warm_index<B: Backend>(
 ) -> Result<(), StorageError> {
     let mut live = Vec::new();
     let all = KeyRange::Span { start: b"", end: None };
-    let _ = index.visit(all, Walk { live_only: true, backwards: false }, |entry| {
+    index.visit(all, Walk { live_only: true, backwards: false }, |entry| {
         if entry.latest().is_live() {
             live.push((entry.latest().revision(), entry.latest().len as usize));
         }
