@@ -75,7 +75,8 @@ pub struct SledOptions {
     pub flush_writes_max: usize,
     /// Flush when this many bytes are unflushed.
     pub flush_bytes_max: usize,
-    /// Reopen sled after this many written bytes: it keeps all of them in memory until then.
+    /// Reopen sled after this many written bytes: it keeps all of them in memory until then. Where
+    /// a reopen takes long, because the disk is slow, it may become three times as many.
     pub reopen_bytes: usize,
 }
 
@@ -86,7 +87,7 @@ impl Default for SledOptions {
             flush_interval: Duration::from_secs(1),
             flush_writes_max: 50_000,
             flush_bytes_max: 8 << 20,
-            reopen_bytes: 24 << 20,
+            reopen_bytes: 16 << 20,
         }
     }
 }
