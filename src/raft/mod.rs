@@ -2,7 +2,7 @@
 //!
 //! A member's writes become entries of one replicated log. openraft decides (elections, what is
 //! committed, whom to send what); this folder gives it a disk ([`log_store`] over [`crate::wal`]), a
-//! network ([`network`], [`service`]) and a state machine, and gives the rest of the member a small
+//! network (`network`, `service`) and a state machine, and gives the rest of the member a small
 //! [`Node`]: propose an entry, run a read round, hand leadership over.
 //!
 //! ```text
