@@ -146,29 +146,6 @@ fn add_records(index: &mut Index, found: &mut Vec<Found>) {
     found.sort_by(|a, b| a.key.cmp(&b.key));
     for Found { key, version, kv } in found.drain(..) {
         index.write(&key, |_| Written { version, cached: kv, answer: () });
-
-/// Reads the newest pairs back into memory, as many as the budget holds.
-fn warm_index<B: Backend>(
-    backend: &B,
-    index: &mut Index,
-    options: Options,
-) -> Result<(), StorageError> {
-    let mut live = Vec::new();
-    let all = KeyRange::Span { start: b"", end: None };
-    index.visit(all, Walk { live_only: true, backwards: false }, |entry| {
-        if entry.latest().is_live() {
-            live.push((entry.latest().revision(), entry.latest().len as usize));
-        }
-        ControlFlow::Continue(())
-    });
-    live.sort_unstable_by(|a, b| b.cmp(a));
-    let mut budget = options.value_cache_bytes;
-    let mut oldest = None;
-    for (revision, len) in live {
-        match budget.checked_sub(len) {
-            Some(left) => (budget, oldest) = (left, Some(revision)),
-            None => break,
-        }
     }
     index.evict();
 }
