@@ -11,7 +11,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
 
 /// Methods counted one by one; the rest share the last counter.
-const METHODS: [(&str, &str); 10] = [
+const METHODS: [(&str, &str); 11] = [
     ("etcdserverpb.KV", "Range"),
     ("etcdserverpb.KV", "Put"),
     ("etcdserverpb.KV", "Txn"),
@@ -19,6 +19,7 @@ const METHODS: [(&str, &str); 10] = [
     ("etcdserverpb.KV", "Compact"),
     ("etcdserverpb.Maintenance", "Status"),
     ("etcdserverpb.Maintenance", "HashKV"),
+    ("etcdserverpb.Maintenance", "Alarm"),
     ("etcdserverpb.Cluster", "MemberList"),
     ("grpc.health.v1.Health", "Check"),
     ("other", "other"),

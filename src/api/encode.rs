@@ -66,6 +66,23 @@ pub(crate) fn range_part(header: Option<&ResponseHeader>, answer: &RangeAnswer) 
     frame.finish()
 }
 
+/// Takes whole pairs off the front of `kvs`: as many as fit into `bytes_max`, and at least one.
+pub(crate) fn split_pairs(kvs: &mut Bytes, bytes_max: usize) -> Bytes {
+    let mut rest = &kvs[..];
+    let mut taken = 0;
+    while rest.has_remaining() {
+        rest.advance(1);
+        let length = decode_varint(&mut rest).expect("the state encoded these pairs");
+        rest.advance(usize::try_from(length).expect("a pair is in memory"));
+        let end = kvs.len() - rest.len();
+        if taken > 0 && end > bytes_max {
+            break;
+        }
+        taken = end;
+    }
+    kvs.split_to(taken)
+}
+
 /// The key of the last pair of an answer, to go on behind it.
 pub(crate) fn last_key(answer: &RangeAnswer) -> Option<Bytes> {
     let mut rest = answer.kvs.clone();
@@ -150,5 +167,24 @@ fn put_int(out: &mut BytesMut, field: u8, value: i64) {
     if value != 0 {
         out.put_u8(field << 3);
         encode_varint(value.cast_unsigned(), out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn split_pairs_keeps_pairs_whole() {
+        let mut kvs = BytesMut::new();
+        for size in [3, 200, 4] {
+            put_message(&mut kvs, 2, &vec![b'x'; size]);
+        }
+        let mut kvs = kvs.freeze();
+        assert_eq!(split_pairs(&mut kvs.clone(), 1000), kvs);
+        assert_eq!(split_pairs(&mut kvs, 10).len(), 5);
+        assert_eq!(split_pairs(&mut kvs, 10).len(), 203);
+        assert_eq!(split_pairs(&mut kvs, 10).len(), 6);
+        assert!(kvs.is_empty());
     }
 }

@@ -11,7 +11,7 @@ use crate::limits;
 use crate::member::{Error, Member};
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
 };
 use crate::pb::quorate::command::command::Body as Command;
 use crate::state::{RangeAnswer, RangePlan, TxnAnswer, check, txn};
@@ -132,6 +132,9 @@ impl Api {
         if request.revision <= 0 {
             request.revision = latest;
         }
+        if request.sort_target != SortTarget::Key as i32 {
+            return self.send_sorted(&request, &header, parts).await;
+        }
         let limit = (request.limit > 0).then_some(request.limit);
         let (mut keys, mut sent, mut total) = (limits::STREAM_FIRST_PART_KEYS, 0, None);
         loop {
@@ -150,6 +153,26 @@ impl Api {
             let Some(last_key) = encode::last_key(&answer) else { return Ok(()) };
             request.key = [&last_key[..], &[0]].concat().into();
             keys = next_part_keys(keys, answer.kvs.len(), self.part_bytes_max());
+        }
+    }
+
+    /// Sends what can be sorted only as a whole.
+    async fn send_sorted(
+        &self,
+        request: &RangeRequest,
+        header: &ResponseHeader,
+        parts: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<(), Status> {
+        let (plan, _) = self.plan(request)?;
+        let mut answer = self.finish(plan).await?;
+        let mut rest = std::mem::take(&mut answer.kvs);
+        loop {
+            answer.kvs = encode::split_pairs(&mut rest, self.part_bytes_max());
+            let last = rest.is_empty();
+            let part = encode::range_part(last.then_some(header), &answer);
+            if parts.send(Ok(part)).await.is_err() || last {
+                return Ok(());
+            }
         }
     }
 
@@ -183,12 +206,12 @@ fn next_part_keys(keys: i64, bytes: usize, bytes_max: usize) -> i64 {
     }
 }
 
-/// As in etcd: only the natural order and no filters can be streamed.
+/// As in etcd: only the natural order and no filters can be streamed, but another target passes if
+/// no order is given.
 fn check_streamable(request: &RangeRequest) -> Result<(), Status> {
-    let natural = request.sort_target == SortTarget::Key as i32
-        && (request.sort_order == SortOrder::None as i32
-            || request.sort_order == SortOrder::Ascend as i32);
-    if !natural {
+    let is_ascending_key = request.sort_order == SortOrder::Ascend as i32
+        && request.sort_target == SortTarget::Key as i32;
+    if request.sort_order != SortOrder::None as i32 && !is_ascending_key {
         let text = "RangeStream does not support custom sort orders";
         return Err(Status::new(Code::Unimplemented, text));
     }

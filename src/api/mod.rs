@@ -10,8 +10,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use hyper::body::Incoming;
+use tokio::sync::mpsc;
 
 use crate::limits;
 use crate::member::{Member, Shard};
@@ -23,7 +24,7 @@ mod kv;
 pub mod status;
 mod upkeep;
 
-use grpc::Body;
+use grpc::{Body, Call};
 use status::{Code, Status};
 
 /// The etcd API as one serving thread offers it.
@@ -50,49 +51,97 @@ impl Api {
     /// Answers one gRPC call.
     pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
-        if head.method != Method::POST {
-            let mut response = Response::new(Body::Empty);
-            *response.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
-            return response;
-        }
-        let message = match grpc::read_message(body, self.message_bytes_max).await {
-            Ok(message) => message,
-            Err(status) => return self.refuse(head.uri.path(), &status),
+        let call = match Call::read(&head) {
+            Ok(call) => call,
+            Err(refusal) => return refusal.answer(),
         };
         let path = head.uri.path();
-        self.metrics.received(message.len());
-        let answered = match path {
-            "/etcdserverpb.KV/Range" => self.range(message).await,
-            "/etcdserverpb.KV/Put" => self.put(message).await,
-            "/etcdserverpb.KV/Txn" => self.txn(message).await,
-            "/etcdserverpb.KV/DeleteRange" => self.delete_range(message).await,
-            "/etcdserverpb.KV/Compact" => self.compact(message).await,
-            "/etcdserverpb.Maintenance/Status" => self.status(message),
-            "/etcdserverpb.Maintenance/HashKV" => self.hash_kv(message).await,
-            "/etcdserverpb.Cluster/MemberList" => self.member_list(message).await,
-            "/grpc.health.v1.Health/Check" => Api::health_check(&message),
-            "/etcdserverpb.KV/RangeStream" => {
-                return match self.range_stream(message).await {
-                    Ok(parts) => grpc::answer_stream(parts),
-                    Err(status) => self.refuse(path, &status),
-                };
+        match self.handle(&call, path, body).await {
+            Ok(Answer::Unary(message)) => {
+                self.metrics.handled(path, Code::Ok as usize, message.len());
+                call.answer(message)
             }
-            _ => Err(unknown_method(path)),
-        };
-        match answered {
-            Ok(answer) => self.answer(path, answer),
-            Err(status) => self.refuse(path, &status),
+            Ok(Answer::Stream(messages)) => call.answer_stream(messages),
+            Err(status) => {
+                self.metrics.handled(path, status.code as usize, 0);
+                call.refuse(&status)
+            }
         }
     }
 
-    fn answer(&self, path: &str, answer: Bytes) -> Response<Body> {
-        self.metrics.handled(path, Code::Ok as usize, answer.len());
-        grpc::answer(answer)
+    /// From the path to the answer: the method is known before anything is read.
+    async fn handle(&self, call: &Call, path: &str, body: Incoming) -> Result<Answer, Status> {
+        let method = Method::find(path).ok_or_else(|| unknown_method(path))?;
+        let received = call.receive(body, self.message_bytes_max).await?;
+        self.metrics.received(received.message.len());
+        call.check_version()?;
+        let message = if method.is_stream() { received.only()? } else { received.message };
+        let answered = match method {
+            Method::Range => self.range(message).await,
+            Method::Put => self.put(message).await,
+            Method::Txn => self.txn(message).await,
+            Method::DeleteRange => self.delete_range(message).await,
+            Method::Compact => self.compact(message).await,
+            Method::Status => self.status(message),
+            Method::HashKv => self.hash_kv(message).await,
+            Method::Alarm => self.alarm(message).await,
+            Method::MemberList => self.member_list(message).await,
+            Method::HealthCheck => Api::health_check(message),
+            Method::RangeStream => {
+                let parts = self.range_stream(message).await?;
+                return Ok(Answer::Stream(parts));
+            }
+        };
+        answered.map(Answer::Unary)
+    }
+}
+
+/// What a call that succeeds sends.
+enum Answer {
+    /// One framed message.
+    Unary(Bytes),
+    /// Framed messages as they come.
+    Stream(mpsc::Receiver<Result<Bytes, Status>>),
+}
+
+/// The methods that are served.
+#[derive(Debug, Clone, Copy)]
+enum Method {
+    Range,
+    RangeStream,
+    Put,
+    DeleteRange,
+    Txn,
+    Compact,
+    Status,
+    HashKv,
+    Alarm,
+    MemberList,
+    HealthCheck,
+}
+
+impl Method {
+    /// Whether more than one message may come back.
+    fn is_stream(self) -> bool {
+        matches!(self, Method::RangeStream)
     }
 
-    fn refuse(&self, path: &str, status: &Status) -> Response<Body> {
-        self.metrics.handled(path, status.code as usize, 0);
-        grpc::refuse(status)
+    /// The method at `path`.
+    fn find(path: &str) -> Option<Method> {
+        Some(match path {
+            "/etcdserverpb.KV/Range" => Method::Range,
+            "/etcdserverpb.KV/RangeStream" => Method::RangeStream,
+            "/etcdserverpb.KV/Put" => Method::Put,
+            "/etcdserverpb.KV/DeleteRange" => Method::DeleteRange,
+            "/etcdserverpb.KV/Txn" => Method::Txn,
+            "/etcdserverpb.KV/Compact" => Method::Compact,
+            "/etcdserverpb.Maintenance/Status" => Method::Status,
+            "/etcdserverpb.Maintenance/HashKV" => Method::HashKv,
+            "/etcdserverpb.Maintenance/Alarm" => Method::Alarm,
+            "/etcdserverpb.Cluster/MemberList" => Method::MemberList,
+            "/grpc.health.v1.Health/Check" => Method::HealthCheck,
+            _ => return None,
+        })
     }
 }
 

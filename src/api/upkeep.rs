@@ -1,18 +1,39 @@
-//! Maintenance, Cluster and health, as far as they are built: Status, HashKV, MemberList, Check.
+//! Maintenance, Cluster and health, as far as they are built: Status, HashKV, Alarm,
+//! MemberList, Check.
 
 use bytes::Bytes;
+use prost::Message;
 
 use super::status::{Code, Status};
 use super::{Api, grpc};
 use crate::limits;
 use crate::member::Error;
+use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
-    DowngradeInfo, HashKvRequest, HashKvResponse, Member as MemberMessage, MemberListRequest,
-    MemberListResponse, ResponseHeader, StatusRequest, StatusResponse,
+    AlarmRequest, AlarmResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
+    Member as MemberMessage, MemberListRequest, MemberListResponse, ResponseHeader, StatusRequest,
+    StatusResponse,
 };
 use crate::release;
 use crate::state::{HashAnswer, HashJob};
 use crate::storage::Backend;
+
+/// `ServingStatus.SERVING` of grpc.health.v1.
+const HEALTH_SERVING: i32 = 1;
+
+/// Asks for the health of one service.
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// The health of a service.
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
 
 impl Api {
     /// This member's own view; works without a leader.
@@ -99,15 +120,24 @@ impl Api {
         Ok(grpc::encode(&MemberListResponse { header: Some(header), members }))
     }
 
-    /// grpc.health.v1: the server as a whole is serving; other services are unknown.
-    pub(super) fn health_check(message: &Bytes) -> Result<Bytes, Status> {
-        const SERVING: &[u8] = &[0x08, 0x01];
-        // The request has one string field, the service's name.
-        if !message.is_empty() {
+    /// The alarms that are raised: none, for none can be raised yet.
+    pub(super) async fn alarm(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: AlarmRequest = grpc::decode(message)?;
+        if request.action != i32::from(AlarmAction::Get) {
+            return Err(Status::new(Code::Unimplemented, "alarms cannot be changed yet"));
+        }
+        self.member.read_barrier(&self.shard).await?;
+        let revision = self.member.state().revision();
+        let header = Some(self.member.header(revision));
+        Ok(grpc::encode(&AlarmResponse { header, alarms: Vec::new() }))
+    }
+
+    /// grpc.health.v1: the server as a whole, which has no name, is serving; nothing else is known.
+    pub(super) fn health_check(message: Bytes) -> Result<Bytes, Status> {
+        let request: HealthCheckRequest = grpc::decode(message)?;
+        if !request.service.is_empty() {
             return Err(Status::new(Code::NotFound, "unknown service"));
         }
-        let mut frame = grpc::FrameBuilder::with_capacity(SERVING.len());
-        frame.buffer().extend_from_slice(SERVING);
-        Ok(frame.finish())
+        Ok(grpc::encode(&HealthCheckResponse { status: HEALTH_SERVING }))
     }
 }

@@ -193,9 +193,8 @@ impl Node {
     /// The highest index known to be committed.
     pub fn committed_index(&self) -> u64 {
         let metrics = self.raft.data_metrics();
-        let committed =
-            metrics.borrow_watched().local_committed.as_ref().map_or(0, |id| id.index());
-        committed
+        let metrics = metrics.borrow_watched();
+        metrics.local_committed.as_ref().map_or(0, |id| id.index())
     }
 
     /// Ids and nodes of all members, and whether each votes.

@@ -80,7 +80,7 @@ fn meta_of(state: &Store) -> Result<SnapshotMeta, io::Error> {
     } else {
         codec::decode_stored_membership(membership).map_err(io::Error::other)?
     };
-    let last_log_id = state.applied().map(|at| state_machine::log_id(at));
+    let last_log_id = state.applied().map(state_machine::log_id);
     Ok(SnapshotMeta { last_log_id, last_membership })
 }
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use ::http::{Request, Response};
+use ::http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -46,11 +46,8 @@ impl Context {
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let grpc = request
-            .headers()
-            .get(::http::header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        if grpc {
+        // As in etcd: gRPC is whatever comes over HTTP/2; but plain pages are there for all.
+        if request.version() == Version::HTTP_2 && !plain::serves(request.uri().path()) {
             Ok(self.api.call(request).await)
         } else {
             Ok(plain::answer(&self.member, &self.metrics, self.api.shard(), &request).await)

@@ -14,6 +14,11 @@ use crate::metrics::{Gauges, Metrics};
 use crate::release;
 use crate::storage::Backend;
 
+/// Whether there is a page at `path`.
+pub(super) fn serves(path: &str) -> bool {
+    matches!(path, "/health" | "/version" | "/metrics")
+}
+
 /// Answers one request that is not gRPC.
 pub(super) async fn answer(
     member: &Member,

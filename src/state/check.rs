@@ -95,14 +95,15 @@ struct Changes<'a> {
 /// Gathers what a branch changes; refuses two operations that might change one key.
 ///
 /// Two deletes may meet: the second finds nothing. The branches of one nested Txn may meet: only
-/// one of them runs. Unlike etcd, which lets them pass and then changes a key twice in a revision,
-/// this sees a put in the way of a delete "from the key on" (`range_end` is a zero byte), and a put
-/// of one nested Txn in the way of a delete of a later one.
+/// one of them runs. As in etcd two cases pass, in which one key may change twice in a revision: a
+/// delete from a key on (`range_end` is a zero byte) meets no put, and a put inside a nested Txn
+/// meets no delete inside a later one.
 fn changes(ops: &[RequestOp]) -> Result<Changes<'_>, RequestError> {
     let mut all = Changes::default();
     for (at, op) in ops.iter().enumerate() {
         match &op.request {
             Some(Request::RequestPut(put)) => add_put(&mut all, &put.key, at)?,
+            Some(Request::RequestDeleteRange(delete)) if delete.range_end == b"\0"[..] => {}
             Some(Request::RequestDeleteRange(delete)) => {
                 all.deletes.push((KeyRange::new(&delete.key, &delete.range_end), at));
             }
@@ -119,8 +120,13 @@ fn changes(ops: &[RequestOp]) -> Result<Changes<'_>, RequestError> {
         }
     }
     all.deletes = merged(all.deletes);
+    let is_nested = |at: usize| matches!(ops[at].request, Some(Request::RequestTxn(_)));
     for &(range, deleter) in &all.deletes {
-        if puts_in(&all.puts, range).any(|putter| putter != deleter) {
+        let meets = |putter: usize| {
+            let passes = putter < deleter && is_nested(putter) && is_nested(deleter);
+            putter != deleter && !passes
+        };
+        if puts_in(&all.puts, range).any(meets) {
             return Err(RequestError::DuplicateKey);
         }
     }

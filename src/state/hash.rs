@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use super::State;
 use super::error::RequestError;
+use super::mvcc::entry::Version;
 use super::mvcc::index::Index;
 use super::mvcc::record;
 use super::pins::Pin;
@@ -36,14 +37,15 @@ pub struct HashJob {
 }
 
 impl HashJob {
-    /// Begins a checksum up to `revision`; 0 or less means the current one.
+    /// Begins a checksum up to `revision`; 0 means the current one. As in etcd, a negative one is
+    /// taken as it is: nothing lies below it.
     pub fn new<B: Backend>(state: &State<B>, revision: i64) -> Result<Self, RequestError> {
         if revision > state.revision() {
             return Err(RequestError::FutureRev);
         }
-        let hash_revision = if revision <= 0 { state.revision() } else { revision };
+        let hash_revision = if revision == 0 { state.revision() } else { revision };
         let compact_revision = state.compact_revision();
-        if hash_revision < compact_revision {
+        if (1..compact_revision).contains(&hash_revision) {
             return Err(RequestError::Compacted);
         }
         Ok(HashJob {
@@ -59,7 +61,7 @@ impl HashJob {
         state: &State<B>,
         records_max: usize,
     ) -> Result<Option<HashAnswer>, StorageError> {
-        let end = schema::record_key(Revision::first(self.answer.hash_revision + 1));
+        let end = schema::record_key(Revision::first(self.answer.hash_revision.max(0) + 1));
         let mut records = 0;
         let mut stopped = None;
         let mut torn = false;
@@ -99,12 +101,13 @@ impl HashJob {
 /// Whether a compaction at `compact_revision` leaves the record; none if it is malformed.
 fn stays(index: &Index, compact_revision: i64, key: &[u8], value: &[u8]) -> Option<bool> {
     let revision = schema::record_revision(key)?;
-    if revision.main >= compact_revision {
-        // As in etcd: this includes a tombstone at exactly the compact revision.
+    if revision.main > compact_revision {
         return Some(true);
     }
     let (_, kv) = record::split(value)?;
     let pair = record::Pair::decode(kv)?;
-    let newest = index.get(pair.key).and_then(|entry| entry.live_at(compact_revision));
-    Some(newest.is_some_and(|version| version.revision() == revision))
+    let newest = index.get(pair.key).and_then(|entry| entry.version_at(compact_revision));
+    // As in etcd: a tombstone at exactly the compact revision stays.
+    let stays = |newest: &Version| newest.is_live() || newest.main == compact_revision;
+    Some(newest.is_some_and(|newest| newest.revision() == revision && stays(newest)))
 }

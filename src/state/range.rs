@@ -189,8 +189,7 @@ impl RangePlan {
         let mut stopped = None;
         let mut keys = 0;
         let bytes_max = self.frames.bytes_len() + RANGE_STEP_BYTES_MAX;
-        // Why the walk ended shows in `stopped`.
-        let _ = view.index.visit(range, walk, |entry| {
+        view.index.visit(range, walk, |entry| {
             if keys == RANGE_STEP_KEYS_MAX || self.frames.bytes_len() >= bytes_max {
                 stopped = Some(entry.key().to_vec());
                 return ControlFlow::Break(());

@@ -217,7 +217,7 @@ fn holds(snapshot: &impl Snapshot, compare: &Compare) -> Result<bool, StorageErr
     }
     let mut result = Ok(true);
     let walk = Walk { live_only: true, backwards: false };
-    let _ = view.index.visit(range, walk, |entry| {
+    view.index.visit(range, walk, |entry| {
         let latest = entry.latest();
         if !latest.is_live() {
             return ControlFlow::Continue(());

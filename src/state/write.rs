@@ -108,7 +108,7 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
         let range = KeyRange::new(&request.key, &request.range_end);
         let mut keys: Vec<Box<[u8]>> = Vec::new();
         let walk = Walk { live_only: true, backwards: false };
-        let _ = self.state.index().visit(range, walk, |entry| {
+        self.state.index().visit(range, walk, |entry| {
             if entry.latest().is_live() {
                 keys.push(entry.key().into());
             }

@@ -52,18 +52,19 @@ impl Index {
         range: KeyRange<'_>,
         walk: Walk,
         mut visit: impl FnMut(&Entry) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        let (start, end) = match range {
-            KeyRange::Key(key) => {
-                return self.get(key).map_or(ControlFlow::Continue(()), visit);
+    ) {
+        let walked = match range {
+            KeyRange::Key(key) => self.get(key).map_or(ControlFlow::Continue(()), visit),
+            KeyRange::Span { start, end } if walk.backwards => {
+                self.tree.visit_backwards(Span { start, end }, walk.live_only, &mut visit)
             }
-            KeyRange::Span { start, end } => (start, end),
+            KeyRange::Span { start, end } => {
+                self.tree.visit(Span { start, end }, walk.live_only, &mut visit)
+            }
         };
-        let span = Span { start, end };
-        if walk.backwards {
-            self.tree.visit_backwards(span, walk.live_only, &mut visit)
-        } else {
-            self.tree.visit(span, walk.live_only, &mut visit)
+        match walked {
+            // The one who breaks knows it.
+            ControlFlow::Continue(()) | ControlFlow::Break(()) => {}
         }
     }
 

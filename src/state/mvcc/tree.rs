@@ -449,9 +449,7 @@ fn sweep_children(
             continue;
         }
         (child.summary, stopped) = child.node.sweep(from, wanted, visit);
-        if child.node.is_empty() {
-            children.remove(at);
-        } else if at > 0 && absorb_into_left(children, at) {
+        if child.node.is_empty() || (at > 0 && absorb_into_left(children, at)) {
             children.remove(at);
         } else {
             at += 1;

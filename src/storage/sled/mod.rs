@@ -30,11 +30,13 @@ mod tests;
 
 use std::{
     fs, io,
+    iter::Peekable,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
+    vec,
 };
 
 use ::sled::InlineArray;
@@ -59,6 +61,9 @@ const SCAN_CHUNK_BYTES: usize = 256 * 1024;
 
 /// Pairs at most in such a chunk.
 const SCAN_CHUNK_PAIRS: usize = 4096;
+
+/// Chunks that a scan reads ahead of its visitor.
+const SCAN_CHUNKS_AHEAD: usize = 2;
 
 /// A scan gets every so manieth key once more: sled counts the reads of an iterator towards its
 /// cache only in batches, which it forgets with the iterator, so that a scan would evict nothing.
@@ -110,6 +115,7 @@ impl SledBackend {
         if let Some(manifest) = &manifest {
             manifest.verify(&database_dir).map_err(failed)?;
         }
+        manifest::sync_files(&database_dir).map_err(failed)?;
         let database = open_database(&database_dir, &options)?;
         let seq = stored_seq(&database).and_then(|seq| check_seq(seq, manifest.as_ref()));
         let seq = seq.map_err(failed)?;
@@ -134,15 +140,12 @@ impl SledBackend {
         error
     }
 
-    /// Pairs of sled from `start` on, until the chunk is full; an empty one means there are none.
-    fn chunk(
-        &self,
-        start: &[u8],
-        end: &[u8],
-    ) -> Result<Vec<(InlineArray, InlineArray)>, StorageError> {
+    /// Pairs of sled from `start` on, until the chunk is full.
+    fn chunk(&self, start: &[u8], end: &[u8]) -> Result<Chunk, StorageError> {
         let read = self.shared.handles.with(|database| {
             let mut pairs = Vec::new();
             let mut bytes = 0;
+            let mut next = None;
             for pair in database.range(start..end) {
                 let (key, value) = pair?;
                 bytes += key.len() + value.len();
@@ -151,12 +154,86 @@ impl SledBackend {
                 }
                 pairs.push((key, value));
                 if bytes >= SCAN_CHUNK_BYTES || pairs.len() >= SCAN_CHUNK_PAIRS {
+                    // The next possible key.
+                    next = pairs.last().map(|(last, _)| [&**last, &[0]].concat());
                     break;
                 }
             }
-            Ok(pairs)
+            Ok(Chunk { pairs, next })
         });
         read.map_err(|error| self.failed(error))
+    }
+
+    /// Visits the chunks from `from` on while another thread reads ahead: decompressing a leaf costs
+    /// about as much as taking it in.
+    fn scan_ahead(
+        &self,
+        from: Vec<u8>,
+        end: &[u8],
+        merge: &mut Merge<'_>,
+    ) -> Result<ControlFlow<()>, StorageError> {
+        thread::scope(|scope| {
+            let (sender, chunks) = mpsc::sync_channel(SCAN_CHUNKS_AHEAD);
+            scope.spawn(move || {
+                let mut from = Some(from);
+                while let Some(start) = from.take() {
+                    let chunk = self.chunk(&start, end);
+                    from = chunk.as_ref().ok().and_then(|chunk| chunk.next.clone());
+                    // The visitor may have had enough.
+                    if sender.send(chunk).is_err() {
+                        return;
+                    }
+                }
+            });
+            for chunk in chunks {
+                if merge.chunk(&chunk?).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+}
+
+/// Some pairs of sled, in key order.
+struct Chunk {
+    pairs: Vec<(InlineArray, InlineArray)>,
+    /// Where the next chunk begins, if there may be one.
+    next: Option<Vec<u8>>,
+}
+
+/// Merges what sled holds with what is on its way there.
+struct Merge<'v> {
+    pending: Peekable<vec::IntoIter<(Bytes, Option<Bytes>)>>,
+    visit: &'v mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+}
+
+impl Merge<'_> {
+    fn chunk(&mut self, chunk: &Chunk) -> ControlFlow<()> {
+        for (key, value) in &chunk.pairs {
+            while let Some((ahead, written)) = self.pending.next_if(|(ahead, _)| **ahead < **key) {
+                if let Some(value) = written {
+                    (self.visit)(&ahead, &value)?;
+                }
+            }
+            match self.pending.next_if(|(ahead, _)| **ahead == **key) {
+                Some((_, Some(written))) => (self.visit)(key, &written)?,
+                Some((_, None)) => {}
+                None if &**key == SEQ_KEY => {}
+                None => (self.visit)(key, value)?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// What lies behind the last pair of sled.
+    fn rest(&mut self) -> ControlFlow<()> {
+        for (key, written) in self.pending.by_ref() {
+            if let Some(value) = written {
+                (self.visit)(&key, &value)?;
+            }
+        }
+        ControlFlow::Continue(())
     }
 }
 
@@ -183,36 +260,19 @@ impl Backend for SledBackend {
         }
         // The overlay first: what leaves it later is in sled by then, and is seen there.
         let pending = self.shared.queue.overlay().read().range(start, end);
-        let mut pending = pending.into_iter().peekable();
-        let mut from = start.to_vec();
-        loop {
-            let chunk = self.chunk(&from, end)?;
-            for (key, value) in &chunk {
-                while let Some((ahead, written)) = pending.next_if(|(ahead, _)| **ahead < **key) {
-                    if written.is_some_and(|value| visit(&ahead, &value).is_break()) {
-                        return Ok(());
-                    }
-                }
-                let flow = match pending.next_if(|(ahead, _)| **ahead == **key) {
-                    Some((_, Some(written))) => visit(key, &written),
-                    Some((_, None)) => ControlFlow::Continue(()),
-                    None if &**key == SEQ_KEY => ControlFlow::Continue(()),
-                    None => visit(key, value),
-                };
-                if flow.is_break() {
-                    return Ok(());
-                }
-            }
-            let Some((last, _)) = chunk.last() else { break };
-            from.clear();
-            from.extend_from_slice(last);
-            from.push(0); // The next possible key.
+        let mut merge = Merge { pending: pending.into_iter().peekable(), visit };
+        let first = self.chunk(start, end)?;
+        let next = first.next.clone();
+        if merge.chunk(&first).is_break() {
+            return Ok(());
         }
-        for (key, written) in pending {
-            if written.is_some_and(|value| visit(&key, &value).is_break()) {
-                return Ok(());
-            }
+        if let Some(from) = next
+            && self.scan_ahead(from, end, &mut merge)?.is_break()
+        {
+            return Ok(());
         }
+        // Whether the caller had enough does not matter any more.
+        let _ = merge.rest();
         Ok(())
     }
 

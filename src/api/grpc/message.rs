@@ -1,0 +1,185 @@
+//! Messages behind their prefix: one byte of flags, four of length.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use prost::Message;
+
+use super::super::status::{Code, Status};
+use super::gzip;
+use super::head::{Call, Encoding, quoted};
+
+/// Compression flag and length in front of every message.
+pub(crate) const PREFIX_BYTES: usize = 5;
+
+/// The flag of a message that is as it is.
+pub(super) const FLAG_PLAIN: u8 = 0;
+/// The flag of a message that is compressed in the encoding of the call.
+pub(super) const FLAG_COMPRESSED: u8 = 1;
+
+/// The request of a call.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// The first message.
+    pub(crate) message: Bytes,
+    /// Whether there is another one behind it.
+    is_followed: bool,
+}
+
+impl Received {
+    /// The message of a server stream. As in grpc-go, a unary call does not look at what follows.
+    pub(crate) fn only(self) -> Result<Bytes, Status> {
+        if !self.is_followed {
+            return Ok(self.message);
+        }
+        let text = "cardinality violation: received multiple request messages for \
+                    non-client-streaming RPC";
+        Err(Status::new(Code::Internal, text))
+    }
+}
+
+impl Call {
+    /// Reads the message of a call that has one, of at most `bytes_max` bytes.
+    pub(crate) async fn receive(
+        &self,
+        mut body: Incoming,
+        bytes_max: usize,
+    ) -> Result<Received, Status> {
+        if let Encoding::Unknown(name) = &self.encoding {
+            let name = quoted(name.as_bytes());
+            let text = format!("grpc: Decompressor is not installed for grpc-encoding {name}");
+            return Err(Status::new(Code::Unimplemented, text));
+        }
+        let mut first = Bytes::new();
+        let mut rest: Option<BytesMut> = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Status::new(Code::Cancelled, error.to_string()))?;
+            let Ok(data) = frame.into_data() else { break };
+            match &mut rest {
+                Some(buffer) => buffer.extend_from_slice(&data),
+                None if first.is_empty() => first = data,
+                None => {
+                    let mut buffer = BytesMut::with_capacity(first.len() + data.len());
+                    buffer.extend_from_slice(&first);
+                    buffer.extend_from_slice(&data);
+                    rest = Some(buffer);
+                }
+            }
+            let so_far = rest.as_deref().unwrap_or(&first);
+            if let Some(announced) = announced_bytes(so_far) {
+                check_size(announced, bytes_max)?;
+                let whole = PREFIX_BYTES + announced;
+                let is_last = body.is_end_stream() && so_far.len() >= whole;
+                if is_last || so_far.len() >= whole + PREFIX_BYTES {
+                    break;
+                }
+            }
+        }
+        self.unframe(rest.map_or(first, BytesMut::freeze), bytes_max)
+    }
+
+    /// Takes the first message out of what came, which may be less than it.
+    fn unframe(&self, mut bytes: Bytes, bytes_max: usize) -> Result<Received, Status> {
+        let Some(announced) = announced_bytes(&bytes) else {
+            return Err(Status::new(Code::Unknown, "EOF"));
+        };
+        let flag = bytes.get_u8();
+        bytes.advance(PREFIX_BYTES - 1);
+        if bytes.len() < announced {
+            return Err(Status::new(Code::Unknown, "unexpected EOF"));
+        }
+        let is_followed = bytes.len() >= announced + PREFIX_BYTES;
+        bytes.truncate(announced);
+        let message = match (flag, &self.encoding) {
+            (FLAG_PLAIN, _) => bytes,
+            (FLAG_COMPRESSED, Encoding::Gzip) => gzip::decompress(&bytes, bytes_max)?,
+            (FLAG_COMPRESSED, _) => {
+                let text = "grpc: compressed flag set with identity or empty encoding";
+                return Err(Status::new(Code::Internal, text));
+            }
+            (flag, _) => {
+                let text = format!("grpc: received unexpected payload format {flag}");
+                return Err(Status::new(Code::Internal, text));
+            }
+        };
+        Ok(Received { message, is_followed })
+    }
+}
+
+/// The length that the prefix announces, once it is there.
+fn announced_bytes(buffer: &[u8]) -> Option<usize> {
+    let [_, length @ ..] = buffer.first_chunk::<PREFIX_BYTES>()?;
+    Some(u32::from_be_bytes(*length) as usize)
+}
+
+/// grpc-go's refusal of a message above the limit.
+fn check_size(announced: usize, bytes_max: usize) -> Result<(), Status> {
+    if announced <= bytes_max {
+        return Ok(());
+    }
+    let text = format!("grpc: received message larger than max ({announced} vs. {bytes_max})");
+    Err(Status::new(Code::ResourceExhausted, text))
+}
+
+/// Decodes a request; grpc-go's text if it is malformed.
+pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    // As in etcd: the text does not tell what is wrong.
+    M::decode(message).map_err(|_| {
+        let text =
+            "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data";
+        Status::new(Code::Internal, text)
+    })
+}
+
+/// Encodes `message` behind its prefix.
+pub(crate) fn encode<M: Message>(message: &M) -> Bytes {
+    let mut frame = FrameBuilder::with_capacity(message.encoded_len());
+    message.encode_raw(frame.buffer());
+    frame.finish()
+}
+
+/// Builds one framed message in place.
+pub(crate) struct FrameBuilder {
+    buffer: BytesMut,
+}
+
+impl FrameBuilder {
+    /// Room for a message of `message_bytes`.
+    pub(crate) fn with_capacity(message_bytes: usize) -> Self {
+        let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + message_bytes);
+        buffer.put_bytes(0, PREFIX_BYTES);
+        FrameBuilder { buffer }
+    }
+
+    /// Where the message goes.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Fills in the length.
+    pub(crate) fn finish(mut self) -> Bytes {
+        let length = u32::try_from(self.buffer.len() - PREFIX_BYTES)
+            .expect("an answer is bounded below 4 GiB");
+        self.buffer[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
+        self.buffer.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_carries_its_length() {
+        let mut frame = FrameBuilder::with_capacity(3);
+        frame.buffer().put_slice(b"abc");
+        assert_eq!(&frame.finish()[..], b"\0\0\0\0\x03abc");
+    }
+
+    #[test]
+    fn a_message_above_the_limit_is_refused_as_by_grpc_go() {
+        let status = check_size(11, 10).unwrap_err();
+        assert_eq!(status.message, "grpc: received message larger than max (11 vs. 10)");
+        assert_eq!(status.code, Code::ResourceExhausted);
+    }
+}
