@@ -29,6 +29,7 @@ from harness.server import Cluster, steal_and_total_ticks
 
 WORKLOADS = ["put", "get", "get-serializable", "mixed", "txn-cas", "range"]
 CLIENTS = [1, 64, 256, 1000]
+PHASES = ["empty", "with history", "compacting"]
 # Room for history on both sides; etcd's default of 2 GiB would end the long modes.
 QUOTA = ["--quota-backend-bytes", str(8 << 30)]
 
@@ -284,13 +285,12 @@ class Background:
 def history(bench):
     """Put latency on an empty store, above much history, and while that is compacted."""
     results = {side: history_side(bench, side) for side in bench.sides()}
-    phases = ["empty", "with history", "compacting"]
     columns = ["store"]
     for side in results:
         name = "Quorate" if side == "A" else "etcd"
         columns += [f"{name} op/s", f"{name} p50 ms", f"{name} p99 ms", f"{name} longest ms"]
     rows = []
-    for phase in phases:
+    for phase in PHASES:
         row = [phase]
         for result in results.values():
             outcome = result[phase]
@@ -325,7 +325,8 @@ def history_side(bench, side):
         background = Background(measure)
         result["compaction s"] = cluster.compact()
         result["compacting"] = background.join()
-        say(f"{cluster.name}: p99 {[round(result[phase]['p99'], 2) for phase in list(result) if phase != 'compaction s']} ms")
+        p99 = ", ".join(f"{result[phase]['p99']:.2f}" for phase in PHASES)
+        say(f"{cluster.name}: p99 {p99} ms")
     return result
 
 
