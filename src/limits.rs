@@ -109,8 +109,11 @@ pub const BLOCKING_THREADS_MAX: usize = 16;
 /// After a failed accept.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// A connection that has not sent a byte for this is dropped.
+/// A connection that has not sent enough to tell its protocol for this is dropped.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a connection that sent part of a preface is looked at.
+pub const PREFACE_POLL: Duration = Duration::from_millis(50);
 
 /// An HTTP/1 request whose head is not complete after this is dropped.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
