@@ -69,6 +69,10 @@ pub const STORAGE_BACKLOG_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Size of a snapshot frame on the wire.
 pub const SNAPSHOT_FRAME_BYTES: usize = 512 * 1024;
 
+/// Bytes of a snapshot that wait for the receiver's storage; beyond it they are flushed before the
+/// next frame is taken, so that leaves do not pile up in memory.
+pub const SNAPSHOT_BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// A sender of a snapshot that is silent for this is given up.
 pub const SNAPSHOT_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -109,8 +113,11 @@ pub const BLOCKING_THREADS_MAX: usize = 16;
 /// After a failed accept.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// A connection that has not sent a byte for this is dropped.
+/// A connection that has not sent enough to tell its protocol for this is dropped.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a connection that sent part of a preface is looked at.
+pub const PREFACE_POLL: Duration = Duration::from_millis(50);
 
 /// An HTTP/1 request whose head is not complete after this is dropped.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);

@@ -102,10 +102,28 @@ async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
+/// What every HTTP/2 client says first.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Waits until the client has said enough to tell its protocol; false if it leaves before.
+///
+/// hyper would wait for the rest of half a preface for ever.
+async fn has_begun(stream: &TcpStream) -> bool {
+    let mut start = [0; PREFACE.len()];
+    loop {
+        let Ok(count @ 1..) = stream.peek(&mut start).await else { return false };
+        if count == PREFACE.len() || start[..count] != PREFACE[..count] {
+            return true;
+        }
+        // The bytes are still there, so that to peek again at once would spin.
+        tokio::time::sleep(limits::PREFACE_POLL).await;
+    }
+}
+
 async fn serve(context: Context, stream: TcpStream, mut stopped: watch::Receiver<bool>) {
     // A connection that says nothing costs a file descriptor and is not kept.
-    let first = tokio::time::timeout(limits::FIRST_BYTE_TIMEOUT, stream.readable());
-    if !matches!(first.await, Ok(Ok(()))) {
+    let speaks = tokio::time::timeout(limits::FIRST_BYTE_TIMEOUT, has_begun(&stream));
+    if !matches!(speaks.await, Ok(true)) {
         return;
     }
     let builder = context.builder.clone();
