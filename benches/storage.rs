@@ -9,7 +9,8 @@
 //! cargo bench --bench storage -- generator                         what the bench itself costs
 //! ```
 //! Records are like revisions: key `r` + revision, value of 130 bytes, half of it random. Options
-//! of the store come from `CACHE_MIB` and `REOPEN_MIB`, the value's size from `VALUE_BYTES`.
+//! of the store come from `CACHE_MIB`, `REOPEN_MIB` and `FLUSH_WRITES`, the value's size from
+//! `VALUE_BYTES`, and `RATE` limits `window` to so many revisions a second.
 #![expect(clippy::print_stdout, reason = "a bench reports on stdout")]
 #![expect(clippy::disallowed_methods, reason = "a bench measures time")]
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
@@ -22,16 +23,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quorate::storage::{
-    Backend, Batch,
-    sled::{SledBackend, SledOptions},
+use quorate::{
+    limits::STORAGE_BACKLOG_BYTES_MAX,
+    storage::{
+        Backend, Batch,
+        sled::{SledBackend, SledOptions},
+    },
 };
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Above this backlog the bench waits, as the server does.
-const BACKLOG_BYTES: usize = 4 << 20;
 
 fn main() {
     let words: Vec<String> = env::args().skip(1).filter(|word| word != "--bench").collect();
@@ -91,6 +92,8 @@ fn window(dir: &Path, seconds: u64, live: u64, batch: u64) {
     let mut random = fastrand::Rng::with_seed(1);
     let mut meter = Meter::start();
     let (mut revision, mut written) = (0, 0);
+    let (mut commits, mut gets) = (Latency::default(), Latency::default());
+    let rate = env_number("RATE").unwrap_or(usize::MAX);
     let begun = Instant::now();
     let mut next_report = 10;
     while begun.elapsed().as_secs() < seconds {
@@ -104,7 +107,15 @@ fn window(dir: &Path, seconds: u64, live: u64, batch: u64) {
         }
         written += writes.writes.len() as u64;
         writes.put("mapplied", revision.to_be_bytes().to_vec());
-        commit(&store, writes);
+        pause(&store);
+        while revision as f64 > rate as f64 * begun.elapsed().as_secs_f64() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        commits.note(|| store.commit(writes).unwrap());
+        if revision % 1024 == 0 && revision > live {
+            let read = key(random.u64(revision - live + 1..=revision));
+            gets.note(|| assert!(store.get(&read).unwrap().is_some()));
+        }
         if begun.elapsed().as_secs() >= next_report {
             next_report += 10;
             report(&format!("{revision:>11} revisions"), written, &meter, dir);
@@ -121,6 +132,8 @@ fn window(dir: &Path, seconds: u64, live: u64, batch: u64) {
         })
         .unwrap();
     assert_eq!(count, live.min(revision));
+    commits.print("commits");
+    gets.print("gets in between");
     report("end", written, &meter, dir);
 }
 
@@ -192,23 +205,48 @@ fn scan(store: &SledBackend, dir: &Path) {
 }
 
 fn cold_gets(store: &SledBackend, records: u64, random: &mut fastrand::Rng) {
-    let mut nanoseconds: Vec<u64> = (0..20_000)
-        .map(|_| {
-            let begun = Instant::now();
-            assert!(store.get(&key(random.u64(1..=records))).unwrap().is_some());
-            begun.elapsed().as_nanos() as u64
-        })
-        .collect();
-    nanoseconds.sort_unstable();
-    let at = |permille: usize| nanoseconds[nanoseconds.len() * permille / 1000] as f64 / 1e3;
-    println!("cold gets: p50 {:.1} us, p99 {:.1} us", at(500), at(990));
+    let mut gets = Latency::default();
+    for _ in 0..20_000 {
+        let read = key(random.u64(1..=records));
+        gets.note(|| assert!(store.get(&read).unwrap().is_some()));
+    }
+    gets.print("cold gets");
+}
+
+/// How long calls took.
+#[derive(Default)]
+struct Latency {
+    nanoseconds: Vec<u32>,
+}
+
+impl Latency {
+    fn note(&mut self, call: impl FnOnce()) {
+        let begun = Instant::now();
+        call();
+        self.nanoseconds.push(begun.elapsed().as_nanos().try_into().unwrap_or(u32::MAX));
+    }
+
+    fn print(&mut self, what: &str) {
+        self.nanoseconds.sort_unstable();
+        let last = self.nanoseconds.len().saturating_sub(1);
+        let at = |permille: usize| {
+            self.nanoseconds.get(last * permille / 1000).map_or(0.0, |ns| f64::from(*ns) / 1e3)
+        };
+        let (p50, p99, max) = (at(500), at(990), at(1000));
+        println!("{what}: p50 {p50:.1} us, p99 {p99:.1} us, max {max:.1} us");
+    }
 }
 
 fn commit(store: &SledBackend, writes: Batch) {
-    while store.backlog_bytes() > BACKLOG_BYTES {
+    pause(store);
+    store.commit(writes).unwrap();
+}
+
+/// Waits while the backlog is large.
+fn pause(store: &SledBackend) {
+    while store.backlog_bytes() > STORAGE_BACKLOG_BYTES_MAX {
         std::thread::sleep(Duration::from_micros(200));
     }
-    store.commit(writes).unwrap();
 }
 
 fn key(revision: u64) -> Vec<u8> {

@@ -64,13 +64,17 @@ pub const APPEND_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
 
 /// Bytes that may wait for the storage; beyond it applying pauses, and with it, soon, proposing.
-pub const STORAGE_BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const STORAGE_BACKLOG_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Size of a snapshot frame on the wire.
 pub const SNAPSHOT_FRAME_BYTES: usize = 512 * 1024;
 
 /// A sender of a snapshot that is silent for this is given up.
 pub const SNAPSHOT_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// While a snapshot is being sent, and for this long after it arrived, no log is dropped, so that
+/// its receiver can go on with the log; etcd waits as long. Meanwhile the log grows on the disk.
+pub const SNAPSHOT_CATCHUP_TIME: Duration = Duration::from_secs(30);
 
 /// How often it is checked whether a checkpoint is due.
 pub const CHECKPOINT_POLL: Duration = Duration::from_millis(500);
@@ -97,7 +101,7 @@ pub const STREAM_PARTS_MAX: usize = 2;
 pub const STREAM_FIRST_PART_KEYS: i64 = 10;
 
 /// Cache of the storage below the state, in bytes; hot values are kept by the state itself.
-pub const STORAGE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+pub const STORAGE_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Threads that may block on cold reads, for each serving thread.
 pub const BLOCKING_THREADS_MAX: usize = 16;
@@ -139,7 +143,7 @@ pub const LOG_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const LOG_WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes of entries kept in memory; older ones are read back from the segments.
-pub const LOG_RING_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const LOG_RING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Bytes of entries kept in memory right after a start.
 pub const LOG_RING_START_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -1,7 +1,8 @@
 //! The server binary: flags, then the server, then an exit code.
 
 use std::io::Write;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use quorate::config::{Config, ConfigExit};
 use quorate::logging;
@@ -11,6 +12,7 @@ use quorate::server::Server;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    hide_sync_program();
     let parsed = match Config::from_env(std::env::args_os().skip(1), std::env::vars_os()) {
         Ok(parsed) => parsed,
         Err(exit) => return leave(&exit),
@@ -28,6 +30,27 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Where no program is.
+const NO_PROGRAMS: &str = "/nonexistent";
+
+/// Begins again with an empty search path, unless that is so already.
+///
+/// sled runs the program `sync` whenever it opens, also when we reopen it under load. That flushes
+/// every file system of the machine and may take many seconds. Our storage syncs sled's own files
+/// itself, and nothing else here runs programs. Replacing the process keeps its id.
+fn hide_sync_program() {
+    if std::env::var_os("PATH").is_some_and(|path| path == NO_PROGRAMS) {
+        return;
+    }
+    let Ok(program) = std::env::current_exe() else { return };
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| program.clone().into());
+    let mut again = Command::new(program);
+    again.arg0(name).args(arguments).env("PATH", NO_PROGRAMS);
+    // Returns only if it failed; then sled's `sync` is merely slow.
+    drop(again.exec());
 }
 
 /// `--help`, `--version` and refused flags end here.

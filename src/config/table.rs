@@ -239,7 +239,7 @@ const UNSAFE: &[Flag] = &[
 
 #[rustfmt::skip]
 const OURS: &[Flag] = &[
-    flag("quorate-value-cache-bytes", Uint, "268435456", Built, "Memory for recent values."),
+    flag("quorate-value-cache-bytes", Uint, "67108864", Built, "Memory for recent values."),
     flag("quorate-wal-segment-bytes", Uint, "67108864", Built, "Size of one file of the log."),
     flag("quorate-serving-threads", Uint, "0", Built, "Threads that serve connections; 0 is one a core."),
 ];

@@ -3,7 +3,7 @@
 //! Doors (the etcd API, later others) validate and translate; everything that makes a request
 //! consistent happens here. A write goes through [`Member::propose`] and returns what the state
 //! machine made of it. A linearizable read passes [`Member::read_barrier`] and then looks at
-//! [`Member::state`]. Both are answered in batches per serving thread, see [`shard`].
+//! [`Member::state`]. Both are answered in batches per serving thread, see `shard`.
 //!
 //! **Invariant:** no door touches raft or changes the state by itself.
 

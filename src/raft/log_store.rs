@@ -88,6 +88,17 @@ impl LogStore {
         self.inner.wal.space_low()
     }
 
+    /// True if the log was just made: it holds no vote and never held an entry.
+    pub fn is_fresh(&self) -> bool {
+        let ring = self.inner.ring.lock();
+        ring.vote.is_none() && ring.last.is_none() && ring.purged.is_none()
+    }
+
+    /// The last index that was dropped from the front of the log, if any was.
+    pub fn purged_index(&self) -> Option<u64> {
+        self.inner.ring.lock().purged.map(|purged| purged.index)
+    }
+
     /// Index of the first retained entry, if there is one.
     pub fn first_index(&self) -> Option<u64> {
         let ring = self.inner.ring.lock();

@@ -2,7 +2,7 @@
 //!
 //! A member's writes become entries of one replicated log. openraft decides (elections, what is
 //! committed, whom to send what); this folder gives it a disk ([`log_store`] over [`crate::wal`]), a
-//! network ([`network`], [`service`]) and a state machine, and gives the rest of the member a small
+//! network (`network`, `service`) and a state machine, and gives the rest of the member a small
 //! [`Node`]: propose an entry, run a read round, hand leadership over.
 //!
 //! ```text
@@ -22,6 +22,7 @@ use crate::state::{Applied, State};
 use crate::storage::sled::SledBackend;
 
 pub mod codec;
+mod log_hold;
 pub mod log_store;
 mod network;
 mod node;

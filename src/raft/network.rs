@@ -242,14 +242,17 @@ impl NetSnapshot<TypeConfig> for PeerLink {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client()?;
-        let frames = send_snapshot(vote, snapshot)?;
+        let (frames, transfer) = send_snapshot(vote, snapshot)?;
         let call = self.peers.request(self.target, frames);
         tokio::select! {
             // Dropping the call closes the stream; the receiver discards what it staged.
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = client.install_snapshot(call) => match answer {
                 Ok(reply) => match reply.into_inner().vote {
-                    Some(vote) => Ok(SnapshotResponse::new(codec::vote_from_pb(vote))),
+                    Some(vote) => {
+                        transfer.arrived();
+                        Ok(SnapshotResponse::new(codec::vote_from_pb(vote)))
+                    }
                     None => Err(NetworkError::from_string("empty answer").into()),
                 },
                 Err(status) => Err(match self.failed(&status) {

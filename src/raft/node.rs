@@ -383,6 +383,9 @@ impl Node {
             if self.raft.trigger().snapshot().await.is_err() {
                 return;
             }
+            if self.shared.log_hold.holds(clock::now()) {
+                continue;
+            }
             let entries = self.options.catchup_entries;
             let purgeable =
                 self.shared.log.purge_index_keeping(entries, limits::LOG_RETAINED_BYTES_MAX / 2);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
+use super::log_hold::LogHold;
 use super::log_store::LogStore;
 use super::types::StoredMembership;
 use super::{Observer, Store};
@@ -33,6 +34,8 @@ pub struct Shared {
     /// The storage of the state that a snapshot replaced, until its files are removed.
     pub(crate) replaced: Mutex<Option<Weak<SledBackend>>>,
     pub(crate) drained: Arc<Notify>,
+    /// Keeps the log for the receivers of snapshots.
+    pub(crate) log_hold: Arc<LogHold>,
     applied: watch::Sender<u64>,
     sole_voter: Arc<SoleVoter>,
 }
@@ -62,6 +65,7 @@ impl Shared {
             receiving: tokio::sync::Mutex::new(()),
             replaced: Mutex::new(None),
             drained,
+            log_hold: Arc::default(),
             applied: watch::Sender::new(index),
             sole_voter: parts.sole_voter,
         });

@@ -15,6 +15,7 @@ use openraft::errors::{NetworkError, StreamingError};
 use prost::encoding::{decode_varint, encode_varint};
 use tonic::{Status, Streaming};
 
+use super::log_hold::{LogHold, Transfer};
 use super::node::Node;
 use super::shared::Shared;
 use super::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
@@ -41,6 +42,7 @@ pub enum SnapshotData {
 pub struct Live {
     reader: SnapshotReader,
     backend: Arc<SledBackend>,
+    log_hold: Arc<LogHold>,
 }
 
 /// A state that waits to take the place of the old one.
@@ -66,7 +68,8 @@ pub(crate) fn current(shared: &Shared) -> Option<Snapshot> {
     state.applied()?;
     let meta = meta_of(&state).ok()?;
     let backend = Arc::clone(state.backend());
-    let live = Live { reader: SnapshotReader::new(&state), backend };
+    let log_hold = Arc::clone(&shared.log_hold);
+    let live = Live { reader: SnapshotReader::new(&state), backend, log_hold };
     Some(Snapshot { meta, snapshot: SnapshotData::Live(Box::new(live)) })
 }
 
@@ -116,11 +119,15 @@ pub(crate) async fn install(
     Ok(())
 }
 
-/// The frames of `snapshot`, read as the receiver takes them.
+/// The frames of `snapshot`, read as the receiver takes them, and the transfer, to be kept until
+/// the receiver has answered.
 pub(crate) fn send_snapshot(
     vote: Vote,
     snapshot: Snapshot,
-) -> Result<impl Stream<Item = SnapshotFrame> + Send + 'static, StreamingError<TypeConfig>> {
+) -> Result<
+    (impl Stream<Item = SnapshotFrame> + Send + 'static, Arc<Transfer>),
+    StreamingError<TypeConfig>,
+> {
     let SnapshotData::Live(live) = snapshot.snapshot else {
         return Err(NetworkError::from_string("this snapshot has nothing to send").into());
     };
@@ -131,24 +138,35 @@ pub(crate) fn send_snapshot(
         revision: live.reader.revision(),
     };
     tracing::info!(revision = header.revision, "sending database snapshot");
+    let transfer = live.log_hold.transfer();
+    let begun = Arc::clone(&transfer);
     let sender = Sender { live, footer: SnapshotFooter::default(), done: false };
     let first = SnapshotFrame { body: Some(Body::Header(header)) };
-    Ok(stream::unfold((Some(first), Some(sender)), |(first, sender)| async move {
-        if let Some(first) = first {
-            return Some((first, (None, sender)));
+    let frames = stream::unfold((Some(first), Some(sender)), move |to_send| {
+        begun.begin();
+        next_to_send(to_send)
+    });
+    Ok((frames, transfer))
+}
+
+/// What is still to send: the first frame, then what the sender reads.
+type ToSend = (Option<SnapshotFrame>, Option<Sender>);
+
+async fn next_to_send((first, sender): ToSend) -> Option<(SnapshotFrame, ToSend)> {
+    if let Some(first) = first {
+        return Some((first, (None, sender)));
+    }
+    let sender = sender?;
+    let read = tokio::task::spawn_blocking(move || sender.next()).await;
+    match read {
+        Ok(Ok((frame, sender))) => Some((frame, (None, sender))),
+        // The stream ends without a footer, so the receiver refuses it and openraft tries again.
+        Ok(Err(error)) => {
+            tracing::error!(%error, "cannot read the snapshot to send");
+            None
         }
-        let sender = sender?;
-        let read = tokio::task::spawn_blocking(move || sender.next()).await;
-        match read {
-            Ok(Ok((frame, sender))) => Some((frame, (None, sender))),
-            // The stream ends without a footer, so the receiver refuses it and openraft tries again.
-            Ok(Err(error)) => {
-                tracing::error!(%error, "cannot read the snapshot to send");
-                None
-            }
-            Err(_) => None,
-        }
-    }))
+        Err(_) => None,
+    }
 }
 
 /// The state of a snapshot on its way out.

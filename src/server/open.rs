@@ -46,6 +46,32 @@ pub enum OpenError {
         #[source]
         source: StorageError,
     },
+    /// The state lacks entries that the log no longer has.
+    #[error(
+        "the state in {path} holds entries up to {applied} only, and the log goes on after \
+         {purged}: files of the state were lost. Put them back; or remove the member from the \
+         cluster, empty its data directory and add it again; or restore a backup"
+    )]
+    StateLost {
+        /// The state's directory.
+        path: PathBuf,
+        /// The last entry that the state holds.
+        applied: u64,
+        /// The last entry that the log has dropped.
+        purged: u64,
+    },
+    /// There is a state, but the log beside it is new.
+    #[error(
+        "the log in {path} is empty, but the state holds entries up to {applied}: files of the \
+         log were lost. Put them back; or remove the member from the cluster, empty its data \
+         directory and add it again; or restore a backup"
+    )]
+    LogLost {
+        /// The log's directory.
+        path: PathBuf,
+        /// The last entry that the state holds.
+        applied: u64,
+    },
 }
 
 pub(super) fn state_options(config: &Config) -> Options {
@@ -71,8 +97,23 @@ pub(super) fn open(
     let storage = SledOptions { cache_bytes: limits::STORAGE_CACHE_BYTES, ..Default::default() };
     let backend = SledBackend::open(&path, storage).map_err(failed)?;
     let state = State::open(Arc::new(backend), state_options(config)).map_err(failed)?;
+    check_together(&data_dir, &log, state.applied().map_or(0, |at| at.index))?;
     let sole_voter = Arc::new(SoleVoter::new(identity.member_id.0));
     Ok(Opened { log, state, data_dir: Arc::new(Mutex::new(data_dir)), sole_voter, metrics })
+}
+
+/// Log and state must leave no hole between them, and a state must not stand beside a new log:
+/// that member would have forgotten its vote and entries that it acknowledged.
+fn check_together(data_dir: &DataDir, log: &LogStore, applied: u64) -> Result<(), OpenError> {
+    if log.is_fresh() && applied > 0 {
+        return Err(OpenError::LogLost { path: data_dir.wal_dir(), applied });
+    }
+    match log.purged_index() {
+        Some(purged) if applied < purged => {
+            Err(OpenError::StateLost { path: data_dir.current_state_dir(), applied, purged })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Counts flushes of the log.

@@ -1,7 +1,7 @@
 //! Opening a state: the index is rebuilt from the records.
 //!
-//! Two scans: the first finds the versions of every key, the second fetches the newest pairs as far
-//! as the budget goes. Nothing else is kept of a former life, so a crash has nothing to repair.
+//! One scan finds the versions of every key and keeps their pairs in memory as far as the budget
+//! goes. Nothing else is kept of a former life, so a crash has nothing to repair.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,9 +11,8 @@ use prost::Message;
 
 use super::answer::EventKind;
 use super::compact::Compaction;
-use super::key_range::KeyRange;
 use super::mvcc::entry::Version;
-use super::mvcc::index::{Index, Walk, Written};
+use super::mvcc::index::{Index, Written};
 use super::mvcc::record::{self, Pair};
 use super::pins::Pins;
 use super::revision::Revision;
@@ -38,8 +37,7 @@ impl<B: Backend> State<B> {
         let (requested, finished) =
             compact.unwrap_or((COMPACT_REVISION_NONE, COMPACT_REVISION_NONE));
         let revision = progress.map_or(REVISION_FRESH, |progress| progress.revision);
-        let mut index = read_index(&*backend, options, revision)?;
-        warm_index(&*backend, &mut index, options)?;
+        let index = read_index(&*backend, options, revision)?;
         Ok(State {
             index,
             revision,
@@ -87,6 +85,17 @@ fn read_members<B: Backend>(backend: &B) -> Result<BTreeMap<u64, PublishMember>,
     if torn { Err(damaged("a published member is malformed")) } else { Ok(members) }
 }
 
+/// Records that are sorted by key before they enter the index: neighbours touch the same leaf.
+const SORTED_RECORDS: usize = 1 << 16;
+
+/// A record on its way into the index.
+struct Found {
+    key: Box<[u8]>,
+    version: Version,
+    /// The pair, unless the record is a tombstone.
+    kv: Option<Box<[u8]>>,
+}
+
 fn read_index<B: Backend>(
     backend: &B,
     options: Options,
@@ -94,21 +103,27 @@ fn read_index<B: Backend>(
 ) -> Result<Index, StorageError> {
     let mut index = Index::new(options.value_cache_bytes);
     let mut torn = None;
+    let mut found = Vec::new();
     let records = (schema::record_key(Revision::default()), schema::RECORDS_END);
     backend.scan(&records.0, records.1, &mut |key, value| {
-        let added = schema::record_revision(key)
+        let record = schema::record_revision(key)
             .filter(|at| at.main <= revision)
-            .and_then(|at| add_record(&mut index, at, value));
-        if added.is_none() {
+            .and_then(|at| read_record(at, value));
+        let Some(record) = record else {
             torn = Some(damaged(format!("the record at key {key:02x?} is malformed")));
             return ControlFlow::Break(());
+        };
+        found.push(record);
+        if found.len() == SORTED_RECORDS {
+            add_records(&mut index, &mut found);
         }
         ControlFlow::Continue(())
     })?;
+    add_records(&mut index, &mut found);
     torn.map_or(Ok(index), Err)
 }
 
-fn add_record(index: &mut Index, at: Revision, value: &[u8]) -> Option<()> {
+fn read_record(at: Revision, value: &[u8]) -> Option<Found> {
     let (kind, kv) = record::split(value)?;
     let pair = Pair::decode(kv)?;
     let is_put = kind == EventKind::Put;
@@ -122,40 +137,15 @@ fn add_record(index: &mut Index, at: Revision, value: &[u8]) -> Option<()> {
         number: pair.version,
         len: u32::try_from(kv.len()).ok()?,
     };
-    index.write(pair.key, |_| Written { version, cached: None, answer: () });
-    Some(())
+    Some(Found { key: pair.key.into(), version, kv: is_put.then(|| kv.into()) })
 }
 
-/// Reads the newest pairs back into memory, as many as the budget holds.
-fn warm_index<B: Backend>(
-    backend: &B,
-    index: &mut Index,
-    options: Options,
-) -> Result<(), StorageError> {
-    let mut live = Vec::new();
-    let all = KeyRange::Span { start: b"", end: None };
-    index.visit(all, Walk { live_only: true, backwards: false }, |entry| {
-        if entry.latest().is_live() {
-            live.push((entry.latest().revision(), entry.latest().len as usize));
-        }
-        ControlFlow::Continue(())
-    });
-    live.sort_unstable_by(|a, b| b.cmp(a));
-    let mut budget = options.value_cache_bytes;
-    let mut oldest = None;
-    for (revision, len) in live {
-        match budget.checked_sub(len) {
-            Some(left) => (budget, oldest) = (left, Some(revision)),
-            None => break,
-        }
+/// Moves `found` into the index; what the budget of memory does not hold is dropped again.
+fn add_records(index: &mut Index, found: &mut Vec<Found>) {
+    // A stable sort: the versions of one key stay in the order of their revisions.
+    found.sort_by(|a, b| a.key.cmp(&b.key));
+    for Found { key, version, kv } in found.drain(..) {
+        index.write(&key, |_| Written { version, cached: kv, answer: () });
     }
-    let Some(oldest) = oldest else {
-        return Ok(());
-    };
-    backend.scan(&schema::record_key(oldest), schema::RECORDS_END, &mut |key, value| {
-        let revision = schema::record_revision(key).expect("the first scan read this key");
-        let (_, kv) = record::split(value).expect("the first scan read this record");
-        index.warm(revision, kv);
-        ControlFlow::Continue(())
-    })
+    index.evict();
 }

@@ -1,10 +1,17 @@
 //! What the integration tests share: members as processes, clusters of them, and script runners.
 
+use tokio::sync::Mutex;
+
+pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod conformance;
+pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod script;
 pub(crate) mod server;
+
+/// Held by tests that keep the whole machine busy or measure time: one after the other.
+pub(crate) static BUSY: Mutex<()> = Mutex::const_new(());
 
 /// The seed of a random test: printed first, taken back by `QUORATE_SEED`.
 pub(crate) fn seed() -> u64 {
@@ -12,4 +19,12 @@ pub(crate) fn seed() -> u64 {
     let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());
     eprintln!("QUORATE_SEED={seed}");
     seed
+}
+
+/// The number in the environment variable `name`, or `default`.
+pub(crate) fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is not a number")),
+        Err(_) => default,
+    }
 }

@@ -4,9 +4,9 @@
 //! no boxed future and no interceptor here: one frame in, one frame and the trailers out. Codes and
 //! texts of framing errors are those of grpc-go, which etcd's users see.
 //!
-//! - [`head`]: what the headers of a call say.
-//! - [`message`]: messages and their prefix.
-//! - [`gzip`]: messages that are compressed.
+//! - `head`: what the headers of a call say.
+//! - `message`: messages and their prefix.
+//! - `gzip`: messages that are compressed.
 //! - here: answers.
 
 use std::convert::Infallible;

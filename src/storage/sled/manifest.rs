@@ -237,6 +237,24 @@ pub(super) fn prepare(database_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes what a killed process left in the page cache durable before anything is built on it.
+///
+/// sled wants the same and runs the program `sync`, which flushes every file system of the machine;
+/// the server hides that program from it, see `main`.
+pub(super) fn sync_files(database_dir: &Path) -> io::Result<()> {
+    for directory in [METADATA, "slabs"].map(|name| database_dir.join(name)) {
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// Makes the names below `dir` and `database_dir` durable: sled does not sync all of them itself.
 pub(super) fn sync_names(dir: &Path, database_dir: &Path) -> io::Result<()> {
     File::open(database_dir.join("durability_cookie"))?.sync_all()?;

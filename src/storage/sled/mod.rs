@@ -30,11 +30,13 @@ mod tests;
 
 use std::{
     fs, io,
+    iter::Peekable,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
+    vec,
 };
 
 use ::sled::InlineArray;
@@ -60,6 +62,9 @@ const SCAN_CHUNK_BYTES: usize = 256 * 1024;
 /// Pairs at most in such a chunk.
 const SCAN_CHUNK_PAIRS: usize = 4096;
 
+/// Chunks that a scan reads ahead of its visitor.
+const SCAN_CHUNKS_AHEAD: usize = 2;
+
 /// A scan gets every so manieth key once more: sled counts the reads of an iterator towards its
 /// cache only in batches, which it forgets with the iterator, so that a scan would evict nothing.
 const SCAN_TOUCH_EVERY: usize = 16;
@@ -75,7 +80,8 @@ pub struct SledOptions {
     pub flush_writes_max: usize,
     /// Flush when this many bytes are unflushed.
     pub flush_bytes_max: usize,
-    /// Reopen sled after this many written bytes: it keeps all of them in memory until then.
+    /// Reopen sled after this many written bytes: it keeps all of them in memory until then. Where
+    /// a reopen takes long, because the disk is slow, it may become three times as many.
     pub reopen_bytes: usize,
 }
 
@@ -86,7 +92,7 @@ impl Default for SledOptions {
             flush_interval: Duration::from_secs(1),
             flush_writes_max: 50_000,
             flush_bytes_max: 8 << 20,
-            reopen_bytes: 24 << 20,
+            reopen_bytes: 16 << 20,
         }
     }
 }
@@ -103,13 +109,13 @@ impl SledBackend {
     pub fn open(dir: impl AsRef<Path>, options: SledOptions) -> Result<Self, StorageError> {
         let dir = dir.as_ref();
         let database_dir = dir.join(DATABASE);
-        let failed =
-            |error| StorageError::new(format!("open the state in {}", dir.display()), error);
+        let failed = |error| plain(format!("open the state in {}", dir.display()), error);
         fs::create_dir_all(dir).map_err(failed)?;
         let manifest = Manifest::load(dir)?;
         if let Some(manifest) = &manifest {
             manifest.verify(&database_dir).map_err(failed)?;
         }
+        manifest::sync_files(&database_dir).map_err(failed)?;
         let database = open_database(&database_dir, &options)?;
         let seq = stored_seq(&database).and_then(|seq| check_seq(seq, manifest.as_ref()));
         let seq = seq.map_err(failed)?;
@@ -129,20 +135,17 @@ impl SledBackend {
     }
 
     fn failed(&self, error: io::Error) -> StorageError {
-        let error = StorageError::new(format!("read the state in {}", self.dir.display()), error);
+        let error = plain(format!("read the state in {}", self.dir.display()), error);
         self.shared.queue.fail(&error);
         error
     }
 
-    /// Pairs of sled from `start` on, until the chunk is full; an empty one means there are none.
-    fn chunk(
-        &self,
-        start: &[u8],
-        end: &[u8],
-    ) -> Result<Vec<(InlineArray, InlineArray)>, StorageError> {
+    /// Pairs of sled from `start` on, until the chunk is full.
+    fn chunk(&self, start: &[u8], end: &[u8]) -> Result<Chunk, StorageError> {
         let read = self.shared.handles.with(|database| {
             let mut pairs = Vec::new();
             let mut bytes = 0;
+            let mut next = None;
             for pair in database.range(start..end) {
                 let (key, value) = pair?;
                 bytes += key.len() + value.len();
@@ -151,12 +154,86 @@ impl SledBackend {
                 }
                 pairs.push((key, value));
                 if bytes >= SCAN_CHUNK_BYTES || pairs.len() >= SCAN_CHUNK_PAIRS {
+                    // The next possible key.
+                    next = pairs.last().map(|(last, _)| [&**last, &[0]].concat());
                     break;
                 }
             }
-            Ok(pairs)
+            Ok(Chunk { pairs, next })
         });
         read.map_err(|error| self.failed(error))
+    }
+
+    /// Visits the chunks from `from` on while another thread reads ahead: decompressing a leaf costs
+    /// about as much as taking it in.
+    fn scan_ahead(
+        &self,
+        from: Vec<u8>,
+        end: &[u8],
+        merge: &mut Merge<'_>,
+    ) -> Result<ControlFlow<()>, StorageError> {
+        thread::scope(|scope| {
+            let (sender, chunks) = mpsc::sync_channel(SCAN_CHUNKS_AHEAD);
+            scope.spawn(move || {
+                let mut from = Some(from);
+                while let Some(start) = from.take() {
+                    let chunk = self.chunk(&start, end);
+                    from = chunk.as_ref().ok().and_then(|chunk| chunk.next.clone());
+                    // The visitor may have had enough.
+                    if sender.send(chunk).is_err() {
+                        return;
+                    }
+                }
+            });
+            for chunk in chunks {
+                if merge.chunk(&chunk?).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+}
+
+/// Some pairs of sled, in key order.
+struct Chunk {
+    pairs: Vec<(InlineArray, InlineArray)>,
+    /// Where the next chunk begins, if there may be one.
+    next: Option<Vec<u8>>,
+}
+
+/// Merges what sled holds with what is on its way there.
+struct Merge<'v> {
+    pending: Peekable<vec::IntoIter<(Bytes, Option<Bytes>)>>,
+    visit: &'v mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+}
+
+impl Merge<'_> {
+    fn chunk(&mut self, chunk: &Chunk) -> ControlFlow<()> {
+        for (key, value) in &chunk.pairs {
+            while let Some((ahead, written)) = self.pending.next_if(|(ahead, _)| **ahead < **key) {
+                if let Some(value) = written {
+                    (self.visit)(&ahead, &value)?;
+                }
+            }
+            match self.pending.next_if(|(ahead, _)| **ahead == **key) {
+                Some((_, Some(written))) => (self.visit)(key, &written)?,
+                Some((_, None)) => {}
+                None if &**key == SEQ_KEY => {}
+                None => (self.visit)(key, value)?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// What lies behind the last pair of sled.
+    fn rest(&mut self) -> ControlFlow<()> {
+        for (key, written) in self.pending.by_ref() {
+            if let Some(value) = written {
+                (self.visit)(&key, &value)?;
+            }
+        }
+        ControlFlow::Continue(())
     }
 }
 
@@ -183,36 +260,19 @@ impl Backend for SledBackend {
         }
         // The overlay first: what leaves it later is in sled by then, and is seen there.
         let pending = self.shared.queue.overlay().read().range(start, end);
-        let mut pending = pending.into_iter().peekable();
-        let mut from = start.to_vec();
-        loop {
-            let chunk = self.chunk(&from, end)?;
-            for (key, value) in &chunk {
-                while let Some((ahead, written)) = pending.next_if(|(ahead, _)| **ahead < **key) {
-                    if written.is_some_and(|value| visit(&ahead, &value).is_break()) {
-                        return Ok(());
-                    }
-                }
-                let flow = match pending.next_if(|(ahead, _)| **ahead == **key) {
-                    Some((_, Some(written))) => visit(key, &written),
-                    Some((_, None)) => ControlFlow::Continue(()),
-                    None if &**key == SEQ_KEY => ControlFlow::Continue(()),
-                    None => visit(key, value),
-                };
-                if flow.is_break() {
-                    return Ok(());
-                }
-            }
-            let Some((last, _)) = chunk.last() else { break };
-            from.clear();
-            from.extend_from_slice(last);
-            from.push(0); // The next possible key.
+        let mut merge = Merge { pending: pending.into_iter().peekable(), visit };
+        let first = self.chunk(start, end)?;
+        let next = first.next.clone();
+        if merge.chunk(&first).is_break() {
+            return Ok(());
         }
-        for (key, written) in pending {
-            if written.is_some_and(|value| visit(&key, &value).is_break()) {
-                return Ok(());
-            }
+        if let Some(from) = next
+            && self.scan_ahead(from, end, &mut merge)?.is_break()
+        {
+            return Ok(());
         }
+        // Whether the caller had enough does not matter any more.
+        let _ = merge.rest();
         Ok(())
     }
 
@@ -247,6 +307,21 @@ impl Drop for SledBackend {
             self.shared.handles.leak();
         }
     }
+}
+
+/// An error of `action` in the system's words: without the chain of sled's own source lines that
+/// sled puts in front of them, and with advice where there is some.
+fn plain(action: String, error: io::Error) -> StorageError {
+    let text = error.to_string();
+    let said = match text.rfind(" -> ") {
+        Some(at) if text.starts_with("sled:") => &text[at + " -> ".len()..],
+        _ => &text,
+    };
+    let advice = match error.kind() {
+        io::ErrorKind::StorageFull => "; free some disk space and start the member again",
+        _ => "",
+    };
+    StorageError::new(action, io::Error::new(error.kind(), format!("{said}{advice}")))
 }
 
 fn stored_seq(database: &handles::Database) -> io::Result<u64> {

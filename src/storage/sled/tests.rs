@@ -16,8 +16,10 @@ use crate::storage::{Backend, Batch, StorageError, tests::seed};
 /// How many revisions are live at a time.
 const LIVE: u64 = 3_000;
 
-/// How often the default run kills the child.
-const KILLS: usize = 12;
+/// How often the child is killed; `QUORATE_KILLS` asks for more.
+fn kills() -> usize {
+    std::env::var("QUORATE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+}
 
 /// Flushes and reopens often, so that a kill hits them.
 fn eager() -> SledOptions {
@@ -96,7 +98,7 @@ fn kill_at_any_moment_leaves_an_exact_prefix_not_behind_the_checkpoint() {
     let mut random = fastrand::Rng::with_seed(seed());
     let dir = tempfile::tempdir().unwrap();
     let mut last_checkpoint = 0;
-    for _ in 0..KILLS {
+    for _ in 0..kills() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "storage::sled::tests::crash_child", "--nocapture"])
             .env("QUORATE_CRASH_DIR", dir.path())
@@ -232,6 +234,35 @@ fn mix_pages(mixed: &mut Vec<u8>, new: &[u8], mut take_new: impl FnMut() -> bool
             mixed[at..at + content.len()].copy_from_slice(content);
         }
     }
+}
+
+#[test]
+fn error_while_reading_is_remembered_and_close_does_not_hang() {
+    let dir = tempfile::tempdir().unwrap();
+    build(dir.path(), 1..=1_000);
+    let store = SledBackend::open(dir.path(), lazy()).unwrap();
+    for file in files_below(&dir.path().join("sled/slabs")) {
+        fs::write(file, b"").unwrap();
+    }
+    assert!(store.get(&key(500)).is_err());
+    assert!(store.get(&key(500)).is_err());
+    assert!(store.commit(numbered(1_001)).is_err());
+    assert!(store.checkpoint().is_err());
+}
+
+#[test]
+fn drain_when_the_backlog_falls_calls_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledBackend::open(dir.path(), lazy()).unwrap();
+    let (wake, woken) = std::sync::mpsc::channel();
+    store.on_drain(10_000, Box::new(move || wake.send(()).unwrap()));
+    let mut big = Batch::default();
+    big.put("key", vec![0; 20_000]);
+    store.commit(big).unwrap();
+    woken.recv().unwrap();
+    assert!(store.backlog_bytes() < 10_000);
+    store.checkpoint().unwrap();
+    assert!(store.size_bytes() > 0);
 }
 
 /// Found by the kill test: sled removed its only snapshot when it was killed while recovering, at

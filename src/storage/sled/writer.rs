@@ -10,7 +10,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs, io, mem,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -26,12 +27,16 @@ use super::{
     handles::{Database, Handles, open_database},
     manifest::Manifest,
     pack::Packer,
+    plain,
     queue::{Commit, Queue, Work},
 };
 use crate::storage::StorageError;
 
+/// What an entry of a leaf costs in memory beyond its key and value, roughly.
+const LEAF_ENTRY_OVERHEAD_BYTES: usize = 64;
+
 /// Between two reopens there is this many times the time of one: they are rarer on a slow disk.
-const REOPEN_DUTY: u32 = 100;
+const REOPEN_DUTY: u32 = 50;
 
 /// What the writer shares with everybody else.
 pub(super) struct Shared {
@@ -54,7 +59,7 @@ pub(super) struct Writer {
     applied_seq: u64,
     packer: Packer,
     unflushed: Written,
-    since_open: Written,
+    since_open_bytes: usize,
     opened: Instant,
     reopen_time: Duration,
 }
@@ -85,7 +90,7 @@ impl Writer {
             applied_seq: seq,
             packer: Packer::new(),
             unflushed: Written::default(),
-            since_open: Written::default(),
+            since_open_bytes: 0,
             opened: now(),
             reopen_time: Duration::ZERO,
         }
@@ -93,10 +98,13 @@ impl Writer {
 
     /// Works until it is told to stop or something fails; a failure is told to everybody.
     pub(super) fn run(mut self) {
-        if let Err(error) = self.work() {
+        let worked = panic::catch_unwind(AssertUnwindSafe(|| self.work()));
+        // Where a panic does not abort the process, nobody may wait for a dead writer.
+        let panicked = |_| Err(self.failed("write to", io::Error::other("the writer panicked")));
+        if let Err(error) = worked.unwrap_or_else(panicked) {
             self.shared.queue.fail(&error);
             self.shared.handles.leak();
-            std::mem::forget(self.database.take());
+            mem::forget(self.database.take());
         }
     }
 
@@ -130,8 +138,10 @@ impl Writer {
         let database = self.database.as_ref().expect("only taken while reopening");
         let mut puts = ::sled::Batch::default();
         puts.insert(SEQ_KEY, self.applied_seq.to_be_bytes());
+        let mut put_bytes = 0;
         for (key, (_, value)) in &merged {
             if let Some(value) = value {
+                put_bytes += key.len() + value.len() + LEAF_ENTRY_OVERHEAD_BYTES;
                 puts.insert(key.as_ref(), value.as_ref());
             }
         }
@@ -142,7 +152,7 @@ impl Writer {
             self.packer.removed(1);
         }
         self.unflushed.add(writes, backlog_bytes);
-        self.since_open.add(writes, backlog_bytes);
+        self.since_open_bytes += put_bytes;
         let applied: Vec<(Bytes, u64)> =
             merged.into_iter().map(|(key, (seq, _))| (key, seq)).collect();
         self.shared.queue.settled(&applied, backlog_bytes);
@@ -153,7 +163,7 @@ impl Writer {
         let database = self.database.as_ref().expect("only taken while reopening");
         let (records, bytes) = self.packer.step(database, &self.shared.handles)?;
         self.unflushed.add(records, bytes);
-        self.since_open.add(records, bytes);
+        self.since_open_bytes += bytes;
         Ok(())
     }
 
@@ -166,8 +176,8 @@ impl Writer {
     fn flush_and_reopen(&mut self) -> Result<(), StorageError> {
         self.flush()?;
         let quiet = now() - self.opened >= self.reopen_time * REOPEN_DUTY;
-        let full = self.since_open.bytes >= self.options.reopen_bytes;
-        if full && (quiet || self.since_open.bytes >= 4 * self.options.reopen_bytes) {
+        let full = self.since_open_bytes >= self.options.reopen_bytes;
+        if full && (quiet || self.since_open_bytes >= 3 * self.options.reopen_bytes) {
             self.reopen()?;
         }
         Ok(())
@@ -198,14 +208,14 @@ impl Writer {
             open_database(dir, options)
         })?;
         self.database = Some(opened);
-        self.since_open = Written::default();
+        self.since_open_bytes = 0;
         self.opened = now();
         self.reopen_time = self.opened - begun;
         Ok(())
     }
 
     fn failed(&self, verb: &str, error: io::Error) -> StorageError {
-        StorageError::new(format!("{verb} the state in {}", self.dir.display()), error)
+        plain(format!("{verb} the state in {}", self.dir.display()), error)
     }
 }
 
