@@ -72,10 +72,14 @@ impl Api {
     /// From the path to the answer: the method is known before anything is read.
     async fn handle(&self, call: &Call, path: &str, body: Incoming) -> Result<Answer, Status> {
         let method = Method::find(path).ok_or_else(|| unknown_method(path))?;
-        let received = call.receive(body, self.message_bytes_max).await?;
-        self.metrics.received(received.message.len());
+        let received = call.receive(body, self.message_bytes_max).await;
+        let message = if method.is_stream() {
+            received.map_err(grpc::as_in_streams)?.only()?
+        } else {
+            received?.message
+        };
+        self.metrics.received(message.len());
         call.check_version()?;
-        let message = if method.is_stream() { received.only()? } else { received.message };
         let answered = match method {
             Method::Range => self.range(message).await,
             Method::Put => self.put(message).await,

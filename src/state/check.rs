@@ -88,7 +88,11 @@ fn txn_ops(request: &TxnRequest, ops_max: usize) -> Result<(), RequestError> {
 struct Changes<'a> {
     /// Each key that is put, with the operation that puts it.
     puts: BTreeMap<&'a [u8], usize>,
-    /// Each range that is deleted, with the operation that deletes it.
+    /// Those of them that keep something of what was there.
+    keeps: BTreeMap<&'a [u8], usize>,
+    /// For each operation that deletes everything from a key on, the first such key.
+    deletes_from: BTreeMap<usize, &'a [u8]>,
+    /// Each other range that is deleted, with the operation that deletes it.
     deletes: Vec<(KeyRange<'a>, usize)>,
 }
 
@@ -97,13 +101,21 @@ struct Changes<'a> {
 /// Two deletes may meet: the second finds nothing. The branches of one nested Txn may meet: only
 /// one of them runs. As in etcd two cases pass, in which one key may change twice in a revision: a
 /// delete from a key on (`range_end` is a zero byte) meets no put, and a put inside a nested Txn
-/// meets no delete inside a later one.
+/// meets no delete inside a later one. Unlike in etcd, whose members then stop, such a delete does
+/// meet a put that keeps the value or the lease of its key: nothing may be left to keep.
 fn changes(ops: &[RequestOp]) -> Result<Changes<'_>, RequestError> {
     let mut all = Changes::default();
     for (at, op) in ops.iter().enumerate() {
         match &op.request {
-            Some(Request::RequestPut(put)) => add_put(&mut all, &put.key, at)?,
-            Some(Request::RequestDeleteRange(delete)) if delete.range_end == b"\0"[..] => {}
+            Some(Request::RequestPut(put)) => {
+                add_put(&mut all.puts, &put.key, at)?;
+                if put.ignore_value || put.ignore_lease {
+                    all.keeps.insert(&put.key, at);
+                }
+            }
+            Some(Request::RequestDeleteRange(delete)) if delete.range_end == b"\0"[..] => {
+                add_delete_from(&mut all.deletes_from, &delete.key, at);
+            }
             Some(Request::RequestDeleteRange(delete)) => {
                 all.deletes.push((KeyRange::new(&delete.key, &delete.range_end), at));
             }
@@ -111,7 +123,11 @@ fn changes(ops: &[RequestOp]) -> Result<Changes<'_>, RequestError> {
                 let branches = [changes(&txn.success)?, changes(&txn.failure)?];
                 for branch in branches {
                     for key in branch.puts.into_keys() {
-                        add_put(&mut all, key, at)?;
+                        add_put(&mut all.puts, key, at)?;
+                    }
+                    all.keeps.extend(branch.keeps.into_keys().map(|key| (key, at)));
+                    for start in branch.deletes_from.into_values() {
+                        add_delete_from(&mut all.deletes_from, start, at);
                     }
                     all.deletes.extend(branch.deletes.into_iter().map(|(range, _)| (range, at)));
                 }
@@ -130,11 +146,26 @@ fn changes(ops: &[RequestOp]) -> Result<Changes<'_>, RequestError> {
             return Err(RequestError::DuplicateKey);
         }
     }
+    for (deleter, start) in &all.deletes_from {
+        let last = all.keeps.iter().rev().find(|(_, putter)| *putter != deleter);
+        if last.is_some_and(|(key, _)| key >= start) {
+            return Err(RequestError::DuplicateKey);
+        }
+    }
     Ok(all)
 }
 
-fn add_put<'a>(all: &mut Changes<'a>, key: &'a [u8], putter: usize) -> Result<(), RequestError> {
-    match all.puts.insert(key, putter) {
+fn add_delete_from<'a>(all: &mut BTreeMap<usize, &'a [u8]>, start: &'a [u8], deleter: usize) {
+    let first = all.entry(deleter).or_insert(start);
+    *first = start.min(first);
+}
+
+fn add_put<'a>(
+    puts: &mut BTreeMap<&'a [u8], usize>,
+    key: &'a [u8],
+    putter: usize,
+) -> Result<(), RequestError> {
+    match puts.insert(key, putter) {
         Some(before) if before != putter => Err(RequestError::DuplicateKey),
         Some(_) | None => Ok(()),
     }

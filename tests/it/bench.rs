@@ -50,21 +50,20 @@ impl Backend for Nothing {
 /// Puts `count` keys of 8 bytes, 64 an entry; `scatter` spreads them over the key space.
 fn put_all(state: &mut State<Nothing>, count: u64, scatter: u64) {
     let value = Bytes::from(vec![7; 256]);
-    let mut index = state.applied().map_or(0, |position| position.index);
+    let last = state.applied().map_or(0, |position| position.index);
     let mut nanos = 0;
-    for first in (0..count).step_by(64) {
+    for (index, first) in (last + 1..).zip((0..count).step_by(64)) {
         let command = |number: u64| {
             let key = Bytes::from(number.wrapping_mul(scatter).to_be_bytes().to_vec());
             let put = PutRequest { key, value: value.clone(), ..Default::default() };
             Command { body: Some(Body::Put(put)) }
         };
         let commands: Vec<_> = (first..(first + 64).min(count)).map(command).collect();
-        index += 1;
         let start = now_nanos();
         black_box(state.apply(Position { index, term: 1, leader: 1 }, 0, &commands).unwrap());
         nanos += now_nanos() - start;
     }
-    println!("  {} ns a put", nanos / count);
+    eprintln!("  {} ns a put", nanos / count);
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
@@ -88,7 +87,7 @@ fn get_all(state: &State<Nothing>, count: u64, scatter: u64) {
     let hot = requests.iter().map(|request| state.range(request).unwrap());
     let hot = hot.filter(|plan| black_box(plan).is_hot()).count();
     let nanos = (now_nanos() - start) / requests.len() as u64;
-    println!("  {nanos} ns a planned range, {hot} of {} hot", requests.len());
+    eprintln!("  {nanos} ns a planned range, {hot} of {} hot", requests.len());
 }
 
 #[test]
@@ -99,10 +98,10 @@ fn bench() {
             let before = resident_bytes();
             let options = Options { value_cache_bytes: cache };
             let mut state = State::open(Arc::new(Nothing), options).unwrap();
-            println!("1,000,000 keys, {name}, {} MiB of pairs in memory", cache >> 20);
+            eprintln!("1,000,000 keys, {name}, {} MiB of pairs in memory", cache >> 20);
             put_all(&mut state, 1_000_000, scatter);
             let used = resident_bytes().saturating_sub(before + state.cached_bytes() as u64);
-            println!("  {} bytes a key besides cached pairs", used / 1_000_000);
+            eprintln!("  {} bytes a key besides cached pairs", used / 1_000_000);
             if scatter == 1 {
                 get_all(&state, 1_000_000, scatter);
             }

@@ -1,4 +1,5 @@
 //! The integration tests, one binary.
+#![expect(clippy::unwrap_used, reason = "helpers of a test fail it by a panic, as tests do")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -207,28 +207,51 @@ fn inside(key: &[u8], start: &[u8], end: &[u8]) -> bool {
 }
 
 /// Whether two operations of a branch might change one key, by trying every key there is.
+///
+/// As in etcd, deletes to the end of the store do not count but for puts that keep something, and
+/// neither does a delete of a nested Txn behind a put of an earlier one.
 fn clashes(ops: &[RequestOp]) -> bool {
-    fn touches(op: &RequestOp, key: &Bytes, puts: bool) -> bool {
+    #[derive(Clone, Copy, PartialEq)]
+    enum By {
+        Put,
+        KeepingPut,
+        Delete,
+        DeleteToTheEnd,
+    }
+    fn touches(op: &RequestOp, key: &Bytes, by: By) -> bool {
         match op.request.as_ref().unwrap() {
-            Request::RequestPut(put) => puts && put.key == key,
-            Request::RequestDeleteRange(del) => !puts && inside(key, &del.key, &del.range_end),
+            Request::RequestPut(put) if by == By::KeepingPut => {
+                put.key == key && (put.ignore_value || put.ignore_lease)
+            }
+            Request::RequestPut(put) => by == By::Put && put.key == key,
+            Request::RequestDeleteRange(del) => {
+                let to_the_end = del.range_end == b"\0"[..];
+                by == if to_the_end { By::DeleteToTheEnd } else { By::Delete }
+                    && inside(key, &del.key, &del.range_end)
+            }
             Request::RequestTxn(txn) => {
-                txn.success.iter().chain(&txn.failure).any(|op| touches(op, key, puts))
+                txn.success.iter().chain(&txn.failure).any(|op| touches(op, key, by))
             }
             Request::RequestRange(_) => false,
         }
     }
+    let is_nested = |at: usize| matches!(ops[at].request, Some(Request::RequestTxn(_)));
     let nested = ops.iter().any(|op| match op.request.as_ref().unwrap() {
         Request::RequestTxn(txn) => clashes(&txn.success) || clashes(&txn.failure),
         _ => false,
     });
     nested
         || (0..KEYS).map(key).any(|key| {
-            ops.iter().enumerate().filter(|(_, op)| touches(op, &key, true)).any(|(at, _)| {
-                ops.iter().enumerate().any(|(other, op)| {
-                    other != at && (touches(op, &key, true) || touches(op, &key, false))
-                })
-            })
+            let meet = |(at, one): (usize, &RequestOp), (other, two): (usize, &RequestOp)| {
+                let both = |a, b| touches(one, &key, a) && touches(two, &key, b);
+                let passes = at < other && is_nested(at) && is_nested(other);
+                at != other
+                    && (both(By::Put, By::Put)
+                        || both(By::Put, By::Delete) && !passes
+                        || both(By::KeepingPut, By::DeleteToTheEnd))
+            };
+            let pairs = ops.iter().enumerate();
+            pairs.clone().any(|one| pairs.clone().any(|two| meet(one, two)))
         })
 }
 

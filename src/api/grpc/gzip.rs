@@ -15,13 +15,19 @@ use super::message::{FLAG_COMPRESSED, FLAG_PLAIN, PREFIX_BYTES};
 
 /// The smallest gzip file has a header of this size.
 const HEADER_BYTES: usize = 10;
+/// How every gzip file begins, with the one method of compression that there is.
+const MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 
 /// The message inside a compressed one, of at most `bytes_max` bytes.
 pub(super) fn decompress(message: &[u8], bytes_max: usize) -> Result<Bytes, Status> {
+    if let Some(problem) = header_problem(message) {
+        let text = format!("grpc: failed to decompress the message: {problem}");
+        return Err(Status::new(Code::Internal, text));
+    }
     let mut out = Vec::new();
     let mut bounded = MultiGzDecoder::new(message).take(bytes_max as u64 + 1);
     if let Err(error) = bounded.read_to_end(&mut out) {
-        let text = format!("grpc: failed to decompress the message: {}", problem(message, &error));
+        let text = format!("grpc: failed to read decompressed data: {}", problem(&error));
         return Err(Status::new(Code::Internal, text));
     }
     if out.len() > bytes_max {
@@ -32,9 +38,20 @@ pub(super) fn decompress(message: &[u8], bytes_max: usize) -> Result<Bytes, Stat
     Ok(out.into())
 }
 
-/// What is wrong with a message, in Go's words as far as they are known.
-fn problem(message: &[u8], error: &Error) -> String {
-    if message.len() < HEADER_BYTES || error.kind() == ErrorKind::UnexpectedEof {
+/// What is wrong with the begin of a message, in Go's words.
+fn header_problem(message: &[u8]) -> Option<&'static str> {
+    if message.is_empty() {
+        return Some("EOF");
+    }
+    if message.len() < HEADER_BYTES {
+        return Some("unexpected EOF");
+    }
+    (!message.starts_with(&MAGIC)).then_some("gzip: invalid header")
+}
+
+/// What is wrong behind the begin, in Go's words as far as they are known.
+fn problem(error: &Error) -> String {
+    if error.kind() == ErrorKind::UnexpectedEof {
         return "unexpected EOF".to_owned();
     }
     match error.to_string().as_str() {
@@ -87,7 +104,7 @@ mod tests {
         let whole = &frame[PREFIX_BYTES..];
         for end in 0..whole.len() {
             let status = decompress(&whole[..end], 100).unwrap_err();
-            assert!(status.message.ends_with("unexpected EOF"), "{end}: {status}");
+            assert!(status.message.ends_with("EOF"), "{end}: {status}");
         }
         let mut wrong = whole.to_vec();
         let checksum = wrong.len() - 8;

@@ -27,7 +27,8 @@ pub(crate) struct Call {
     pub(super) encoding: Encoding,
     /// The content type to answer with, if it is more than plain gRPC.
     pub(super) content_type: Option<HeaderValue>,
-    is_version_text: bool,
+    /// Whether the release that the client says it has is text; not if it does not say.
+    is_version_text: Option<bool>,
 }
 
 /// A request that is refused below gRPC: clients that know only HTTP understand it, too.
@@ -42,7 +43,7 @@ impl Call {
     /// Reads the head of a request.
     pub(crate) fn read(head: &Parts) -> Result<Call, Refusal> {
         let mut call =
-            Call { encoding: Encoding::Identity, content_type: None, is_version_text: true };
+            Call { encoding: Encoding::Identity, content_type: None, is_version_text: None };
         let mut content_type = None;
         let mut malformed = None;
         for (name, value) in &head.headers {
@@ -51,7 +52,8 @@ impl Call {
                 "grpc-encoding" => call.encoding = encoding(value),
                 "grpc-timeout" => malformed = check_timeout(value.as_bytes()).err().or(malformed),
                 "client-api-version" => {
-                    call.is_version_text &= std::str::from_utf8(value.as_bytes()).is_ok();
+                    let is_text = || std::str::from_utf8(value.as_bytes()).is_ok();
+                    call.is_version_text.get_or_insert_with(is_text);
                 }
                 name if name.ends_with("-bin") => {
                     malformed = check_binary(name, value.as_bytes()).err().or(malformed);
@@ -77,10 +79,11 @@ impl Call {
 
     /// As in etcd: the release of the client is counted under a label, which must be text.
     pub(crate) fn check_version(&self) -> Result<(), Status> {
-        if self.is_version_text {
-            return Ok(());
+        if self.is_version_text == Some(false) {
+            let text = "etcdserver: invalid client api version";
+            return Err(Status::new(Code::InvalidArgument, text));
         }
-        Err(Status::new(Code::InvalidArgument, "etcdserver: invalid client api version"))
+        Ok(())
     }
 }
 

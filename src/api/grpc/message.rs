@@ -17,23 +17,39 @@ pub(super) const FLAG_PLAIN: u8 = 0;
 /// The flag of a message that is compressed in the encoding of the call.
 pub(super) const FLAG_COMPRESSED: u8 = 1;
 
+/// grpc-go's text for a message that is shorter than announced.
+const UNEXPECTED_EOF: &str = "unexpected EOF";
+
 /// The request of a call.
 #[derive(Debug)]
 pub(crate) struct Received {
     /// The first message.
     pub(crate) message: Bytes,
-    /// Whether there is another one behind it.
-    is_followed: bool,
+    rest: Rest,
+}
+
+/// What comes behind the first message.
+#[derive(Debug)]
+enum Rest {
+    /// Nothing, or too little to tell what it is.
+    Nothing,
+    /// A message that is cut.
+    Cut,
+    /// A message.
+    Message,
 }
 
 impl Received {
     /// The message of a server stream. As in grpc-go, a unary call does not look at what follows.
     pub(crate) fn only(self) -> Result<Bytes, Status> {
-        if !self.is_followed {
-            return Ok(self.message);
-        }
-        let text = "cardinality violation: received multiple request messages for \
-                    non-client-streaming RPC";
+        let text = match self.rest {
+            Rest::Nothing => return Ok(self.message),
+            Rest::Cut => UNEXPECTED_EOF,
+            Rest::Message => {
+                "cardinality violation: received multiple request messages for \
+                 non-client-streaming RPC"
+            }
+        };
         Err(Status::new(Code::Internal, text))
     }
 }
@@ -75,35 +91,49 @@ impl Call {
                 }
             }
         }
-        self.unframe(rest.map_or(first, BytesMut::freeze), bytes_max)
+        let is_ended = body.is_end_stream();
+        let bytes = rest.map_or(first, BytesMut::freeze);
+        let (flag, framed) = unframe(bytes, is_ended)?;
+        let message = self.decompress(flag, framed.message, bytes_max)?;
+        Ok(Received { message, ..framed })
     }
 
-    /// Takes the first message out of what came, which may be less than it.
-    fn unframe(&self, mut bytes: Bytes, bytes_max: usize) -> Result<Received, Status> {
-        let Some(announced) = announced_bytes(&bytes) else {
-            return Err(Status::new(Code::Unknown, "EOF"));
-        };
-        let flag = bytes.get_u8();
-        bytes.advance(PREFIX_BYTES - 1);
-        if bytes.len() < announced {
-            return Err(Status::new(Code::Unknown, "unexpected EOF"));
-        }
-        let is_followed = bytes.len() >= announced + PREFIX_BYTES;
-        bytes.truncate(announced);
-        let message = match (flag, &self.encoding) {
-            (FLAG_PLAIN, _) => bytes,
-            (FLAG_COMPRESSED, Encoding::Gzip) => gzip::decompress(&bytes, bytes_max)?,
+    fn decompress(&self, flag: u8, message: Bytes, bytes_max: usize) -> Result<Bytes, Status> {
+        let text = match (flag, &self.encoding) {
+            (FLAG_PLAIN, _) => return Ok(message),
+            (FLAG_COMPRESSED, Encoding::Gzip) => return gzip::decompress(&message, bytes_max),
             (FLAG_COMPRESSED, _) => {
-                let text = "grpc: compressed flag set with identity or empty encoding";
-                return Err(Status::new(Code::Internal, text));
+                "grpc: compressed flag set with identity or empty encoding".to_owned()
             }
-            (flag, _) => {
-                let text = format!("grpc: received unexpected payload format {flag}");
-                return Err(Status::new(Code::Internal, text));
-            }
+            (flag, _) => format!("grpc: received unexpected payload format {flag}"),
         };
-        Ok(Received { message, is_followed })
+        Err(Status::new(Code::Internal, text))
     }
+}
+
+/// Takes the first message out of what came, which may be less than it, and its flag.
+fn unframe(mut bytes: Bytes, is_ended: bool) -> Result<(u8, Received), Status> {
+    let Some(announced) = announced_bytes(&bytes) else {
+        return Err(Status::new(Code::Unknown, "EOF"));
+    };
+    let flag = bytes.get_u8();
+    bytes.advance(PREFIX_BYTES - 1);
+    if bytes.len() < announced {
+        return Err(Status::new(Code::Unknown, UNEXPECTED_EOF));
+    }
+    let behind = bytes.split_off(announced);
+    let rest = match announced_bytes(&behind) {
+        None => Rest::Nothing,
+        Some(announced) if is_ended && behind.len() < PREFIX_BYTES + announced => Rest::Cut,
+        Some(_) => Rest::Message,
+    };
+    Ok((flag, Received { message: bytes, rest }))
+}
+
+/// grpc-go has another code for a cut message on a stream than on a unary call.
+pub(crate) fn as_in_streams(status: Status) -> Status {
+    let code = if status.message == UNEXPECTED_EOF { Code::Internal } else { status.code };
+    Status { code, ..status }
 }
 
 /// The length that the prefix announces, once it is there.
@@ -168,6 +198,22 @@ impl FrameBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn rest_of(frames: &'static [u8], is_ended: bool) -> Result<Bytes, Status> {
+        unframe(Bytes::from_static(frames), is_ended)?.1.only()
+    }
+
+    #[test]
+    fn a_server_stream_takes_one_message() {
+        assert_eq!(rest_of(b"\0\0\0\0\x01a", true).unwrap(), "a");
+        assert_eq!(rest_of(b"\0\0\0\0\x01a\0\0", true).unwrap(), "a");
+        let two = rest_of(b"\0\0\0\0\x01a\0\0\0\0\x01b", true).unwrap_err();
+        assert!(two.message.starts_with("cardinality violation"));
+        let cut = rest_of(b"\0\0\0\0\x01a\0\0\0\0\x02b", true).unwrap_err();
+        assert_eq!(cut, Status::new(Code::Internal, UNEXPECTED_EOF));
+        let coming = rest_of(b"\0\0\0\0\x01a\0\0\0\0\x02b", false).unwrap_err();
+        assert_eq!(coming, two);
+    }
 
     #[test]
     fn a_frame_carries_its_length() {

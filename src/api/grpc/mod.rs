@@ -26,7 +26,7 @@ mod head;
 mod message;
 
 pub(crate) use head::{Call, Encoding, Refusal};
-pub(crate) use message::{FrameBuilder, decode, encode};
+pub(crate) use message::{FrameBuilder, as_in_streams, decode, encode};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

@@ -23,7 +23,7 @@ use crate::{
 /// `endpoint` and its subcommand.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct EndpointArgs {
-    /// Use all endpoints from the cluster member list
+    /// Ask every member of the cluster, not only those in --endpoints
     #[arg(long, global = true)]
     cluster: bool,
     #[command(subcommand)]
@@ -33,21 +33,21 @@ pub(crate) struct EndpointArgs {
 /// What to ask.
 #[derive(Clone, Debug, Subcommand)]
 enum EndpointVerb {
-    /// Prints out the status of endpoints specified in `--endpoints` flag
+    /// Shows release, size, role and raft progress of each member
     Status {
         /// Ignored, as in etcdctl
         #[arg(hide = true)]
         arguments: Vec<OsString>,
     },
-    /// Checks the healthiness of endpoints specified in `--endpoints` flag
+    /// Tests whether each member answers a read
     Health {
         /// Ignored, as in etcdctl
         #[arg(hide = true)]
         arguments: Vec<OsString>,
     },
-    /// Prints the KV history hash for each endpoint in --endpoints
+    /// Shows the checksum of the history that each member has
     Hashkv {
-        /// Maximum revision to hash (default: latest revision)
+        /// Checksum the history up to this revision; 0 is all of it
         #[arg(long, default_value = "0", value_parser = parse_int)]
         rev: i64,
         /// Ignored, as in etcdctl

@@ -18,67 +18,67 @@ use crate::{error::Error, go};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalFlags {
-    /// gRPC endpoints
+    /// Members to talk to, as host:port or URLs, separated by commas
     #[arg(long, global = true, value_delimiter = ',', default_value = "127.0.0.1:2379")]
     pub(crate) endpoints: Vec<String>,
-    /// Set the output format (fields, json, protobuf, simple, table)
+    /// How answers are printed: simple, fields, json, protobuf or table
     #[arg(short = 'w', long, global = true, default_value = "simple")]
     pub(crate) write_out: String,
-    /// Print byte strings as hex encoded strings
+    /// Show keys and values in hexadecimal
     #[arg(long, global = true)]
     pub(crate) hex: bool,
     /// Say on standard error what the client does
     #[arg(long, global = true)]
     pub(crate) debug: bool,
-    /// Dial timeout for client connections
+    /// How long a member may take to accept a connection
     #[arg(long, global = true, default_value = "2s", value_parser = go::parse_duration)]
     pub(crate) dial_timeout: Duration,
-    /// Timeout for short running command (excluding dial timeout)
+    /// How long a command may take once it is connected
     #[arg(long, global = true, default_value = "5s", value_parser = go::parse_duration)]
     pub(crate) command_timeout: Duration,
-    /// Keepalive time for client connections
+    /// How often an idle connection is probed
     #[arg(long, global = true, default_value = "2s", value_parser = go::parse_duration)]
     pub(crate) keepalive_time: Duration,
-    /// Keepalive timeout for client connections
+    /// How long a probe may stay unanswered before the connection is given up
     #[arg(long, global = true, default_value = "6s", value_parser = go::parse_duration)]
     pub(crate) keepalive_timeout: Duration,
-    /// Client-side request send limit in bytes (if 0, it defaults to 2 MiB)
+    /// Refuse to send larger requests, in bytes; 0 stands for 2 MiB
     #[arg(long, global = true, default_value = "0", value_parser = parse_int)]
     pub(crate) max_request_bytes: i64,
-    /// Client-side response receive limit in bytes (if 0, there is none)
+    /// Refuse to take larger answers, in bytes; 0 takes any
     #[arg(long, global = true, default_value = "0", value_parser = parse_int)]
     pub(crate) max_recv_bytes: i64,
-    /// Username[:password] for authentication (prompt if password is not supplied)
+    /// Log in as NAME or NAME:PASSWORD; a missing password is asked for
     #[arg(long, global = true, default_value = "")]
     pub(crate) user: String,
-    /// Password for authentication (if given, --user should not include one)
+    /// The password of a --user that was given without one
     #[arg(long, global = true, default_value = "", hide_env_values = true)]
     pub(crate) password: String,
-    /// JWT token used for authentication (instead of --user and --password)
+    /// Show this JWT instead of logging in with --user
     #[arg(long, global = true, default_value = "")]
     pub(crate) auth_jwt_token: String,
-    /// Disable transport security for client connections
+    /// Connect without TLS unless a URL or a certificate asks for it
     #[arg(long, global = true, default_value = "true")]
     pub(crate) insecure_transport: bool,
-    /// Skip server certificate verification
+    /// Trust any certificate a server shows; for tests only
     #[arg(long, global = true)]
     pub(crate) insecure_skip_tls_verify: bool,
-    /// Verify certificates of TLS-enabled secure servers using this CA bundle
+    /// File with the authorities that server certificates must come from
     #[arg(long, global = true)]
     pub(crate) cacert: Option<String>,
-    /// Identify secure client using this TLS certificate file
+    /// File with the certificate to show to servers
     #[arg(long, global = true)]
     pub(crate) cert: Option<String>,
-    /// Identify secure client using this TLS key file
+    /// File with the private key of --cert
     #[arg(long, global = true)]
     pub(crate) key: Option<String>,
-    /// Domain name to query for SRV records describing cluster endpoints (not supported)
+    /// Find members by the SRV records of this domain (not supported)
     #[arg(short = 'd', long, global = true, default_value = "")]
     pub(crate) discovery_srv: String,
-    /// Service name to query when using DNS discovery (not supported)
+    /// Suffix of the service name in those SRV records (not supported)
     #[arg(long, global = true, default_value = "")]
     pub(crate) discovery_srv_name: String,
-    /// Accept insecure SRV records describing cluster endpoints
+    /// Also use members that the SRV records announce without TLS
     #[arg(long, global = true, default_value = "true")]
     pub(crate) insecure_discovery: bool,
 }

@@ -29,60 +29,60 @@ use crate::{
 
 /// Long help of `put`.
 pub(crate) const PUT_HELP: &str = "\
-Puts the given key into the store.
+Writes one key.
 
-If <value> is not given and --ignore-value is not set, the value is read from standard input.
-A <value> that begins with '-' would be taken for a flag; write `put -- <key> <value>`.";
+Without VALUE the value comes from standard input, unless --ignore-value keeps the old one.
+Put `--` before KEY if VALUE begins with a dash: `put -- KEY -1`.";
 
 /// Flags and arguments of `get`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct GetArgs {
-    /// Linearizable(l) or Serializable(s)
+    /// l reads what is committed anywhere, s what the member has, perhaps late
     #[arg(long, default_value = "l")]
     consistency: String,
-    /// Order of results; ASCEND or DESCEND (ASCEND by default)
+    /// Direction of sorting: ASCEND, which is the default, or DESCEND
     #[arg(long, default_value = "", hide_default_value = true)]
     order: String,
-    /// Sort target; CREATE, KEY, MODIFY, VALUE, or VERSION
+    /// What to sort by: KEY, VALUE, VERSION, CREATE or MODIFY
     #[arg(long, default_value = "", hide_default_value = true)]
     sort_by: String,
-    /// Maximum number of results
+    /// Stop after this many keys; 0 does not stop
     #[arg(long, default_value = "0", value_parser = parse_int)]
     limit: i64,
-    /// Get keys with matching prefix
+    /// Take all keys that begin with KEY
     #[arg(long)]
     prefix: bool,
-    /// Get keys that are greater than or equal to the given key using byte compare
+    /// Take KEY and all keys behind it in byte order
     #[arg(long)]
     from_key: bool,
-    /// Specify the kv revision
+    /// Read the store as it was at this revision; 0 is now
     #[arg(long, default_value = "0", value_parser = parse_int)]
     rev: i64,
-    /// Get only the keys
+    /// Leave the values out
     #[arg(long)]
     keys_only: bool,
-    /// Get only the count
+    /// Only say how many keys there are
     #[arg(long)]
     count_only: bool,
-    /// Only write values when using the "simple" output format
+    /// Leave the keys out, in the format simple
     #[arg(long)]
     print_value_only: bool,
-    /// Minimum create revision
+    /// Skip keys created before this revision
     #[arg(long, default_value = "0", value_parser = parse_int)]
     min_create_rev: i64,
-    /// Maximum create revision
+    /// Skip keys created after this revision
     #[arg(long, default_value = "0", value_parser = parse_int)]
     max_create_rev: i64,
-    /// Minimum modification revision
+    /// Skip keys last changed before this revision
     #[arg(long, default_value = "0", value_parser = parse_int)]
     min_mod_rev: i64,
-    /// Maximum modification revision
+    /// Skip keys last changed after this revision
     #[arg(long, default_value = "0", value_parser = parse_int)]
     max_mod_rev: i64,
-    /// Use the RangeStream RPC
+    /// Have the answer sent in pieces, by RangeStream
     #[arg(long)]
     stream: bool,
-    /// <key> [range_end]
+    /// The key, and perhaps where the interval ends
     #[arg(value_name = "KEY [RANGE_END]")]
     arguments: Vec<OsString>,
 }
@@ -90,19 +90,19 @@ pub(crate) struct GetArgs {
 /// Flags and arguments of `put`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct PutArgs {
-    /// Lease ID (in hexadecimal) to attach to the key
+    /// Tie the key to the lease with this hexadecimal id
     #[arg(long, default_value = "0")]
     lease: String,
-    /// Return the previous key-value pair before modification
+    /// Also print what was there before
     #[arg(long)]
     prev_kv: bool,
-    /// Updates the key using its current value
+    /// Leave the value as it is
     #[arg(long)]
     ignore_value: bool,
-    /// Updates the key using its current lease
+    /// Leave the lease as it is
     #[arg(long)]
     ignore_lease: bool,
-    /// <key> <value> (<value> can also be given from stdin)
+    /// The key and its new value
     #[arg(value_name = "KEY VALUE")]
     arguments: Vec<OsString>,
 }
@@ -110,19 +110,19 @@ pub(crate) struct PutArgs {
 /// Flags and arguments of `del`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DelArgs {
-    /// Delete keys with matching prefix
+    /// Delete all keys that begin with KEY
     #[arg(long)]
     prefix: bool,
-    /// Return deleted key-value pairs
+    /// Also print what was deleted
     #[arg(long)]
     prev_kv: bool,
-    /// Delete keys that are greater than or equal to the given key using byte compare
+    /// Delete KEY and all keys behind it in byte order
     #[arg(long)]
     from_key: bool,
-    /// Delete range of keys, without the delay to think again
+    /// Delete an interval at once, without time to think again
     #[arg(long)]
     range: bool,
-    /// <key> [range_end]
+    /// The key, and perhaps where the interval ends
     #[arg(value_name = "KEY [RANGE_END]")]
     arguments: Vec<OsString>,
 }
@@ -130,10 +130,10 @@ pub(crate) struct DelArgs {
 /// Flags and arguments of `compaction`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct CompactionArgs {
-    /// Wait for compaction to physically remove all old revisions
+    /// Return when the old revisions are gone from the disk, too
     #[arg(long)]
     physical: bool,
-    /// <revision>
+    /// The oldest revision that stays readable
     #[arg(value_name = "REVISION")]
     arguments: Vec<OsString>,
 }

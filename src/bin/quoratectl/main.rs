@@ -52,22 +52,22 @@ struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Gets the key or a range of keys
+    /// Reads one key or an interval of keys
     Get(kv::GetArgs),
-    /// Puts the given key into the store
+    /// Writes one key
     #[command(long_about = kv::PUT_HELP)]
     Put(kv::PutArgs),
-    /// Removes the specified key or range of keys [key, range_end)
+    /// Deletes one key or an interval of keys, its end excluded
     Del(kv::DelArgs),
-    /// Processes all the requests in one transaction
+    /// Runs several requests as one, depending on conditions
     #[command(long_about = txn::HELP)]
     Txn(txn::TxnArgs),
-    /// Compacts the event history
+    /// Drops the history below a revision
     Compaction(kv::CompactionArgs),
-    /// Endpoint related commands
+    /// Asks single members about themselves
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Endpoint(endpoint::EndpointArgs),
-    /// Membership related commands
+    /// Shows who belongs to the cluster
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Member(member::MemberArgs),
     /// Measures throughput and latency of an endpoint

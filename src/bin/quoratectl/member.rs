@@ -27,9 +27,9 @@ pub(crate) struct MemberArgs {
 /// What to do with members.
 #[derive(Clone, Debug, Subcommand)]
 enum MemberVerb {
-    /// Lists all members in the cluster
+    /// Shows every member with its addresses
     List {
-        /// Linearizable(l) or Serializable(s)
+        /// l asks the cluster, s only the member that answers
         #[arg(long, default_value = "l")]
         consistency: String,
         /// Ignored, as in etcdctl

@@ -31,27 +31,26 @@ use crate::{
 
 /// Long help of `txn`.
 pub(crate) const HELP: &str = "\
-Reads requests from standard input and applies them as a single atomic transaction.
+Runs several requests as one, depending on conditions.
 
-Standard input holds three blocks, each ended by an empty line:
-1) conditions: (mod|create|ver|val|lease)(\"<key>\") (=|!=|<|>) \"<value>\"
-2) requests (get, put, del) to apply if all the conditions are true,
-3) requests to apply if any condition is false.
+The Txn is read from standard input, in three parts; an empty line ends each of them:
+- conditions such as  ver(\"a\") = \"0\",  by mod, create, ver, val or lease; with =, !=, < or >
+- what to do if all of them hold: lines of get, put and del
+- what to do otherwise
 
-For example:
+This takes a lock that nobody holds, and else shows who does:
 
-    mod(\"key1\") > \"0\"
+    create(\"lock\") = \"0\"
 
-    put key1 \"overwrote-key1\"
+    put lock me
 
-    put key1 \"created-key1\"
-    put key2 \"some extra key\"
+    get lock
 ";
 
 /// Flags of `txn`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct TxnArgs {
-    /// Input transaction in interactive mode
+    /// Ask for the conditions and requests line by line
     #[arg(short = 'i', long)]
     interactive: bool,
     /// None are accepted

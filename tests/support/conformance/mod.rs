@@ -39,8 +39,9 @@
 //!
 //! `quiet` before a verb prints only errors. `times=3` repeats a line with `%` as 000, 001, 002.
 //! `meta.NAME=VALUE` adds request metadata. A head line `# needs: fresh store` marks a file that runs
-//! only at revision 1, `# needs: method /SERVICE/METHOD` one that runs only where that is served. `--- quorate: reason` after the recorded answer begins a second one: ours,
-//! where we differ on purpose.
+//! only at revision 1, `# needs: method /SERVICE/METHOD` one that runs only where that is served; `body=…` behind it is a
+//! harmless message to find out with. `--- quorate: reason` after the recorded answer begins a second
+//! one: ours, where we differ on purpose.
 //!
 //! # Files
 //!

@@ -49,8 +49,8 @@ impl Target {
         if topic.needs_fresh_store() && self.revision().await != 1 {
             return Err("the store is not fresh".to_owned());
         }
-        if let Some(method) = topic.needed_method()
-            && !self.is_served(method).await
+        if let Some((method, body)) = topic.needed_method()
+            && !self.is_served(method, Scope::new(self.nonce, 0, 0).bytes(body)).await
         {
             return Err(format!("{method} is not served"));
         }
@@ -64,9 +64,9 @@ impl Target {
         Ok(outcomes)
     }
 
-    /// Whether the server knows the method `path`.
-    async fn is_served(&mut self, path: &str) -> bool {
-        let answer = self.client.call(path, Bytes::new(), &[]).await;
+    /// Whether the server knows what the method `path` does with `body`.
+    async fn is_served(&mut self, path: &str, body: Bytes) -> bool {
+        let answer = self.client.call(path, body, &[]).await;
         !answer.is_err_and(|status| status.code() == Code::Unimplemented)
     }
 

@@ -12,7 +12,8 @@ const DEVIATION: &str = "--- quorate: ";
 /// The head line of a file whose cases hold only in a store that was never written.
 const NEEDS_FRESH: &str = "# needs: fresh store";
 
-/// The head line of a file whose cases use a service beyond KV; a method follows.
+/// The head line of a file whose cases use a service beyond KV; a method follows, and perhaps the
+/// message to try it with.
 const NEEDS_METHOD: &str = "# needs: method ";
 
 /// One script file.
@@ -82,11 +83,12 @@ impl Topic {
         self.head.iter().any(|line| line == NEEDS_FRESH)
     }
 
-    /// The method that the cases cannot do without.
+    /// The method that the cases cannot do without, and a message for it.
     ///
     /// As long as a server answers Unimplemented to it, the topic is not run there.
-    pub(crate) fn needed_method(&self) -> Option<&str> {
-        self.head.iter().find_map(|line| line.strip_prefix(NEEDS_METHOD))
+    pub(crate) fn needed_method(&self) -> Option<(&str, &str)> {
+        let need = self.head.iter().find_map(|line| line.strip_prefix(NEEDS_METHOD))?;
+        Some(need.split_once(" body=").unwrap_or((need, "")))
     }
 
     /// Writes the file with the recorded answers of `self`.
