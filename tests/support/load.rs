@@ -195,6 +195,11 @@ impl Load {
 
     /// Panics unless the member at `endpoint` holds every acknowledged write, and none twice.
     pub(crate) async fn check(&self, endpoint: &str) {
+        self.check_puts(endpoint).await;
+        self.check_counters(endpoint).await;
+    }
+
+    async fn check_puts(&self, endpoint: &str) {
         let (_, pages) = read_all(endpoint, "load/put/").await;
         let ledger = self.ledger.borrow();
         let mut missing = ledger.puts.clone();
@@ -210,8 +215,6 @@ impl Load {
         assert!(missing.is_empty(), "{endpoint}: {count} acknowledged writes are lost: {first:?}…");
         let revisions: BTreeSet<i64> = ledger.puts.values().copied().collect();
         assert_eq!(revisions.len(), ledger.puts.len(), "two writes were told the same revision");
-        drop(ledger);
-        self.check_counters(endpoint).await;
     }
 
     async fn check_counters(&self, endpoint: &str) {
