@@ -32,7 +32,7 @@ use std::{
     fs, io,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    sync::{Arc, atomic::AtomicU64, atomic::AtomicUsize, atomic::Ordering},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -41,7 +41,7 @@ use ::sled::InlineArray;
 use bytes::Bytes;
 
 use self::{
-    handles::{Handles, open_database},
+    handles::{Handles, LEAF_FANOUT, open_database},
     manifest::Manifest,
     queue::Queue,
     writer::{Shared, Writer, disk_bytes},
@@ -63,6 +63,9 @@ const SCAN_CHUNK_PAIRS: usize = 4096;
 /// A scan gets every so manieth key once more: sled counts the reads of an iterator towards its
 /// cache only in batches, which it forgets with the iterator, so that a scan would evict nothing.
 const SCAN_TOUCH_EVERY: usize = 16;
+
+/// Records from this size on are counted when they are read: see [`SledBackend::note_read`].
+const LARGE_RECORD_BYTES: usize = 4 * 1024;
 
 /// What may be tuned.
 #[derive(Debug, Clone)]
@@ -97,6 +100,7 @@ pub struct SledBackend {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
     dir: PathBuf,
+    reopen_bytes: usize,
 }
 
 impl SledBackend {
@@ -120,12 +124,29 @@ impl SledBackend {
         let shared = Arc::new(Shared {
             queue: Queue::new(seq),
             handles: Handles::new(&database),
+            large_read_bytes: AtomicUsize::new(0),
             size_bytes: AtomicU64::new(disk_bytes(dir).map_err(failed)?),
         });
+        let reopen_bytes = options.reopen_bytes;
         let writer = Writer::new(shared.clone(), database, (dir, &database_dir), options, seq);
         let thread = thread::Builder::new().name("storage-writer".to_owned());
         let writer = thread.spawn(move || writer.run()).map_err(failed)?;
-        Ok(SledBackend { shared, writer: Some(writer), dir: dir.to_owned() })
+        Ok(SledBackend { shared, writer: Some(writer), dir: dir.to_owned(), reopen_bytes })
+    }
+
+    /// Counts a read that may have brought in a leaf of large records, and has memory given back
+    /// when there were many.
+    ///
+    /// sled divides its cache into 256 parts and never evicts the last two leaves of a part, so that
+    /// 512 of them stay however large they are: 2 GiB, if the records have 64 KiB.
+    fn note_read(&self, record_bytes: usize, leaf_bytes: usize) {
+        if record_bytes < LARGE_RECORD_BYTES {
+            return;
+        }
+        let before = self.shared.large_read_bytes.fetch_add(leaf_bytes, Ordering::Relaxed);
+        if before + leaf_bytes >= self.reopen_bytes {
+            self.shared.queue.ask_to_reopen();
+        }
     }
 
     fn failed(&self, error: io::Error) -> StorageError {
@@ -156,7 +177,11 @@ impl SledBackend {
             }
             Ok(pairs)
         });
-        read.map_err(|error| self.failed(error))
+        let pairs = read.map_err(|error| self.failed(error))?;
+        for (_, value) in &pairs {
+            self.note_read(value.len(), value.len());
+        }
+        Ok(pairs)
     }
 }
 
@@ -168,6 +193,8 @@ impl Backend for SledBackend {
         }
         let read = self.shared.handles.with(|database| database.get(key));
         let value = read.map_err(|error| self.failed(error))?;
+        let bytes = value.as_ref().map_or(0, |value| value.len());
+        self.note_read(bytes, bytes * LEAF_FANOUT);
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 

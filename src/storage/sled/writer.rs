@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     /// The readers' way to sled.
     pub(super) handles: Handles,
+    /// Bytes of leaves of large records that reads have brought in since the last reopen.
+    pub(super) large_read_bytes: AtomicUsize,
     /// Bytes on disk after the last flush.
     pub(super) size_bytes: AtomicU64,
 }
@@ -120,6 +122,12 @@ impl Writer {
                     }
                 }
                 Work::Flush => self.flush_and_reopen()?,
+                Work::Reopen => {
+                    if self.reopen_due(self.shared.large_read_bytes.load(Ordering::Relaxed)) {
+                        self.flush()?;
+                        self.reopen()?;
+                    }
+                }
                 Work::Stop => return self.flush(),
             }
         }
@@ -175,12 +183,17 @@ impl Writer {
 
     fn flush_and_reopen(&mut self) -> Result<(), StorageError> {
         self.flush()?;
-        let quiet = now() - self.opened >= self.reopen_time * REOPEN_DUTY;
-        let full = self.since_open_bytes >= self.options.reopen_bytes;
-        if full && (quiet || self.since_open_bytes >= 3 * self.options.reopen_bytes) {
+        if self.reopen_due(self.since_open_bytes) {
             self.reopen()?;
         }
         Ok(())
+    }
+
+    /// Whether `bytes` in memory are too many, which they are later if it was reopened just now.
+    fn reopen_due(&self, bytes: usize) -> bool {
+        let quiet = now() - self.opened >= self.reopen_time * REOPEN_DUTY;
+        let full = bytes >= self.options.reopen_bytes;
+        full && (quiet || bytes >= 3 * self.options.reopen_bytes)
     }
 
     /// Makes everything applied so far durable and notes it in the manifest.
@@ -209,6 +222,7 @@ impl Writer {
         })?;
         self.database = Some(opened);
         self.since_open_bytes = 0;
+        self.shared.large_read_bytes.store(0, Ordering::Relaxed);
         self.opened = now();
         self.reopen_time = self.opened - begun;
         Ok(())
