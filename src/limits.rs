@@ -69,6 +69,10 @@ pub const STORAGE_BACKLOG_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Size of a snapshot frame on the wire.
 pub const SNAPSHOT_FRAME_BYTES: usize = 512 * 1024;
 
+/// Bytes of a snapshot that wait for the receiver's storage; beyond it they are flushed before the
+/// next frame is taken, so that leaves do not pile up in memory.
+pub const SNAPSHOT_BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// A sender of a snapshot that is silent for this is given up.
 pub const SNAPSHOT_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 

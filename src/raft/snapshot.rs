@@ -320,7 +320,7 @@ impl Incoming {
         self.footer.pairs += pairs.len() as u64;
         self.footer.checksum = checksum;
         SnapshotWriter::new(&*self.backend).write_chunk(pairs)?;
-        if self.backend.backlog_bytes() > limits::STORAGE_BACKLOG_BYTES_MAX {
+        if self.backend.backlog_bytes() > limits::SNAPSHOT_BACKLOG_BYTES_MAX {
             self.backend.checkpoint()?;
         }
         Ok(self)
