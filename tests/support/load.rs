@@ -14,7 +14,7 @@ use quorate::clock;
 use quorate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use quorate::pb::etcdserverpb::kv_client::KvClient;
 use quorate::pb::etcdserverpb::request_op::Request;
-use quorate::pb::etcdserverpb::{Compare, RequestOp, TxnRequest};
+use quorate::pb::etcdserverpb::{Compare, RangeResponse, RequestOp, TxnRequest};
 use tonic::transport::Channel;
 
 use super::client::{channel, get, kv, put, read_all, revision};
@@ -196,6 +196,11 @@ impl Load {
     /// Panics unless the member at `endpoint` holds every acknowledged write, and none twice.
     pub(crate) async fn check(&self, endpoint: &str) {
         let (_, pages) = read_all(endpoint, "load/put/").await;
+        self.check_puts(endpoint, &pages);
+        self.check_counters(endpoint).await;
+    }
+
+    fn check_puts(&self, endpoint: &str, pages: &[RangeResponse]) {
         let ledger = self.ledger.borrow();
         let mut missing = ledger.puts.clone();
         for kv in pages.iter().flat_map(|page| &page.kvs) {
@@ -210,8 +215,6 @@ impl Load {
         assert!(missing.is_empty(), "{endpoint}: {count} acknowledged writes are lost: {first:?}…");
         let revisions: BTreeSet<i64> = ledger.puts.values().copied().collect();
         assert_eq!(revisions.len(), ledger.puts.len(), "two writes were told the same revision");
-        drop(ledger);
-        self.check_counters(endpoint).await;
     }
 
     async fn check_counters(&self, endpoint: &str) {

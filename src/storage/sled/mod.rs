@@ -202,10 +202,13 @@ struct Chunk {
     next: Option<Vec<u8>>,
 }
 
+/// The caller of a scan.
+type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
+
 /// Merges what sled holds with what is on its way there.
 struct Merge<'v> {
     pending: Peekable<vec::IntoIter<(Bytes, Option<Bytes>)>>,
-    visit: &'v mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    visit: &'v mut Visit<'v>,
 }
 
 impl Merge<'_> {
@@ -227,13 +230,14 @@ impl Merge<'_> {
     }
 
     /// What lies behind the last pair of sled.
-    fn rest(&mut self) -> ControlFlow<()> {
+    fn rest(&mut self) {
         for (key, written) in self.pending.by_ref() {
-            if let Some(value) = written {
-                (self.visit)(&key, &value)?;
+            if let Some(value) = written
+                && (self.visit)(&key, &value).is_break()
+            {
+                return;
             }
         }
-        ControlFlow::Continue(())
     }
 }
 
@@ -271,8 +275,7 @@ impl Backend for SledBackend {
         {
             return Ok(());
         }
-        // Whether the caller had enough does not matter any more.
-        let _ = merge.rest();
+        merge.rest();
         Ok(())
     }
 
