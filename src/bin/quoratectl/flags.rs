@@ -57,7 +57,7 @@ pub(crate) struct GlobalFlags {
     /// Show this JWT instead of logging in with --user
     #[arg(long, global = true, default_value = "")]
     pub(crate) auth_jwt_token: String,
-    /// Connect without TLS unless a URL or a certificate asks for it
+    /// Connect without TLS
     #[arg(long, global = true, default_value = "true")]
     pub(crate) insecure_transport: bool,
     /// Trust any certificate a server shows; for tests only
