@@ -14,7 +14,7 @@ use quorate::clock;
 use quorate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use quorate::pb::etcdserverpb::kv_client::KvClient;
 use quorate::pb::etcdserverpb::request_op::Request;
-use quorate::pb::etcdserverpb::{Compare, RangeResponse, RequestOp, TxnRequest};
+use quorate::pb::etcdserverpb::{Compare, RequestOp, TxnRequest};
 use tonic::transport::Channel;
 
 use super::client::{channel, get, kv, put, read_all, revision};
@@ -201,11 +201,6 @@ impl Load {
 
     async fn check_puts(&self, endpoint: &str) {
         let (_, pages) = read_all(endpoint, "load/put/").await;
-        self.check_puts(endpoint, &pages);
-        self.check_counters(endpoint).await;
-    }
-
-    fn check_puts(&self, endpoint: &str, pages: &[RangeResponse]) {
         let ledger = self.ledger.borrow();
         let mut missing = ledger.puts.clone();
         for kv in pages.iter().flat_map(|page| &page.kvs) {
