@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use quorate::clock;
+use quorate::{clock, limits};
 
 use crate::support::client::{assert_same_data, channel, kv, put};
 use crate::support::cluster::Cluster;
@@ -117,6 +117,8 @@ impl Scene<'_> {
 
     /// Lets the log go on until the member that is away can no longer follow it.
     async fn leave_behind(&self) {
+        // Behind the last snapshot the log is kept for a while.
+        tokio::time::sleep(limits::SNAPSHOT_CATCHUP_TIME).await;
         self.load.until_more(400, patience()).await;
         // More than one round of purging, each of which needs some entries and half a second.
         for _ in 0..4 {
