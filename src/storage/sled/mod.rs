@@ -72,6 +72,10 @@ const SCAN_TOUCH_EVERY: usize = 16;
 /// Records from this size on are counted when they are read: see [`SledBackend::note_read`].
 const LARGE_RECORD_BYTES: usize = 4 * 1024;
 
+/// How often a scan looks whether sled was reopened, and how many times at most.
+const REOPEN_POLL: Duration = Duration::from_millis(2);
+const REOPEN_POLLS_MAX: usize = 500;
+
 /// What may be tuned.
 #[derive(Debug, Clone)]
 pub struct SledOptions {
@@ -155,6 +159,19 @@ impl SledBackend {
         }
     }
 
+    /// Lets the writer give memory back before a scan of large records brings in more of them.
+    ///
+    /// Bounded: a writer that has too much else to do costs memory, not progress.
+    fn await_reopen(&self) {
+        for _ in 0..REOPEN_POLLS_MAX {
+            let bytes = self.shared.large_read_bytes.load(Ordering::Relaxed);
+            if bytes < 3 * self.reopen_bytes || self.shared.queue.check().is_err() {
+                return;
+            }
+            thread::sleep(REOPEN_POLL);
+        }
+    }
+
     fn failed(&self, error: io::Error) -> StorageError {
         let error = plain(format!("read the state in {}", self.dir.display()), error);
         self.shared.queue.fail(&error);
@@ -163,6 +180,7 @@ impl SledBackend {
 
     /// Pairs of sled from `start` on, until the chunk is full.
     fn chunk(&self, start: &[u8], end: &[u8]) -> Result<Chunk, StorageError> {
+        self.await_reopen();
         let read = self.shared.handles.with(|database| {
             let mut pairs = Vec::new();
             let mut bytes = 0;
