@@ -87,6 +87,8 @@ fn read_members<B: Backend>(backend: &B) -> Result<BTreeMap<u64, PublishMember>,
 
 /// Records that are sorted by key before they enter the index: neighbours touch the same leaf.
 const SORTED_RECORDS: usize = 1 << 16;
+/// Bytes of such records, so that large pairs are not held beside the budget of memory.
+const SORTED_BYTES: usize = 16 << 20;
 
 /// A record on its way into the index.
 struct Found {
@@ -104,6 +106,7 @@ fn read_index<B: Backend>(
     let mut index = Index::new(options.value_cache_bytes);
     let mut torn = None;
     let mut found = Vec::new();
+    let mut found_bytes = 0;
     let records = (schema::record_key(Revision::default()), schema::RECORDS_END);
     backend.scan(&records.0, records.1, &mut |key, value| {
         let record = schema::record_revision(key)
@@ -114,8 +117,10 @@ fn read_index<B: Backend>(
             return ControlFlow::Break(());
         };
         found.push(record);
-        if found.len() == SORTED_RECORDS {
+        found_bytes += value.len();
+        if found.len() == SORTED_RECORDS || found_bytes >= SORTED_BYTES {
             add_records(&mut index, &mut found);
+            found_bytes = 0;
         }
         ControlFlow::Continue(())
     })?;
