@@ -8,7 +8,7 @@
 //! whenever any handle or iterator is dropped, on the dropping thread; and since only the writer
 //! flushes, everything it does between two flushes reaches the disk as one atomic step.
 
-use std::{io, panic, path::Path};
+use std::{io, mem, panic, path::Path};
 
 use ::sled::{Config, Db};
 use parking_lot::{Mutex, RwLock};
@@ -31,6 +31,9 @@ const COMPRESSION_LEVEL: i32 = 1;
 /// The writer flushes; sled's own flusher must not.
 const NEVER_MS: usize = 10 * 365 * 24 * 3600 * 1000;
 
+/// Flushes before a close, at most. Each moves a tenth of what is left or less.
+const SETTLE_FLUSHES_MAX: usize = 4;
+
 /// Opens or creates the database in `dir`.
 pub(super) fn open_database(dir: &Path, options: &SledOptions) -> Result<Database, StorageError> {
     let config = Config::new()
@@ -50,6 +53,31 @@ pub(super) fn open_database(dir: &Path, options: &SledOptions) -> Result<Databas
             Err(StorageError::new(action(), io::Error::new(io::ErrorKind::InvalidData, reason)))
         }
     }
+}
+
+/// Closes `database`, the last handle of it; it must have been flushed.
+///
+/// sled flushes once more when its last handle goes, moves leaves together in that, and aborts the
+/// process if this fails, which it does once any read has failed. So there is nothing left for it to
+/// do, or it is abandoned.
+pub(super) fn close_database(database: Database) -> io::Result<()> {
+    let settled = settle(&database);
+    if settled.is_err() {
+        mem::forget(database);
+    }
+    settled
+}
+
+/// Flushes until there is nothing more to move together: a flush frees what the one before moved.
+fn settle(database: &Database) -> io::Result<()> {
+    for _ in 0..SETTLE_FLUSHES_MAX {
+        let flushed = database.flush()?;
+        database.check_error()?;
+        if flushed.objects_flushed == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// An open database, shared by readers.
@@ -102,11 +130,16 @@ impl Handles {
         Ok(database)
     }
 
+    /// Lets the readers' handles go: the writer's is the last one then.
+    pub(super) fn close(&self) {
+        drop(self.gate.write().take());
+    }
+
     /// Abandons the database without closing it.
     ///
     /// After a failed flush sled would wait forever for that flush when it is dropped.
     pub(super) fn leak(&self) {
-        std::mem::forget(self.gate.write().take());
+        mem::forget(self.gate.write().take());
     }
 }
 

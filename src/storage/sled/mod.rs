@@ -43,7 +43,7 @@ use ::sled::InlineArray;
 use bytes::Bytes;
 
 use self::{
-    handles::{Handles, LEAF_FANOUT, open_database},
+    handles::{Handles, LEAF_FANOUT, close_database, open_database},
     manifest::Manifest,
     queue::Queue,
     writer::{Shared, Writer, disk_bytes},
@@ -125,17 +125,22 @@ impl SledBackend {
         }
         manifest::sync_files(&database_dir).map_err(failed)?;
         let database = open_database(&database_dir, &options)?;
-        let seq = stored_seq(&database).and_then(|seq| check_seq(seq, manifest.as_ref()));
-        let seq = seq.map_err(failed)?;
-        manifest::sync_names(dir, &database_dir).map_err(failed)?;
-        let noted = Manifest::observe(&database_dir, seq).and_then(|noted| noted.store(dir));
-        noted.map_err(failed)?;
+        let noted = note_opened(dir, &database_dir, &database, manifest.as_ref());
+        let seq = match noted {
+            Ok(seq) => seq,
+            Err(error) => {
+                // The first error is the one to tell.
+                let _closed = close_database(database);
+                return Err(failed(error));
+            }
+        };
 
+        let size_bytes = disk_bytes(dir).map_err(failed)?;
         let shared = Arc::new(Shared {
             queue: Queue::new(seq),
             handles: Handles::new(&database),
             large_read_bytes: AtomicUsize::new(0),
-            size_bytes: AtomicU64::new(disk_bytes(dir).map_err(failed)?),
+            size_bytes: AtomicU64::new(size_bytes),
         });
         let reopen_bytes = options.reopen_bytes;
         let writer = Writer::new(shared.clone(), database, (dir, &database_dir), options, seq);
@@ -374,6 +379,19 @@ fn plain(action: String, error: io::Error) -> StorageError {
         _ => "",
     };
     StorageError::new(action, io::Error::new(error.kind(), format!("{said}{advice}")))
+}
+
+/// Checks that `database` holds what the manifest promises, and notes what it holds beyond that.
+fn note_opened(
+    dir: &Path,
+    database_dir: &Path,
+    database: &handles::Database,
+    manifest: Option<&Manifest>,
+) -> io::Result<u64> {
+    let seq = check_seq(stored_seq(database)?, manifest)?;
+    manifest::sync_names(dir, database_dir)?;
+    Manifest::observe(database_dir, seq)?.store(dir)?;
+    Ok(seq)
 }
 
 fn stored_seq(database: &handles::Database) -> io::Result<u64> {

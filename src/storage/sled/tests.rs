@@ -186,6 +186,38 @@ fn damage_to_any_file_is_an_error_or_harmless() {
     assert!(found > 10, "only {found} damages were found");
 }
 
+/// When sled is closed it moves records together, and aborts the process if a read failed before:
+/// for example that of the last commit's number, while it is opened.
+#[test]
+fn damage_found_while_opening_is_an_error_and_not_an_abort() {
+    let original = tempfile::tempdir().unwrap();
+    build(original.path(), 1..=4_000);
+    for n in 1..10 {
+        build(original.path(), 4_000 + 30 * n - 29..=4_000 + 30 * n);
+    }
+    let mut found = 0;
+    for file in files_below(&original.path().join("sled/slabs")) {
+        let bytes = fs::read(&file).unwrap();
+        let name = file.strip_prefix(original.path()).unwrap();
+        for chunk in 0..bytes.len().min(8) {
+            let mut flipped = bytes.clone();
+            let chunk = bytes.len() / 8 * chunk..(bytes.len() / 8 * (chunk + 1)).max(1);
+            flipped[chunk].iter_mut().for_each(|byte| *byte ^= 4);
+            let dir = tempfile::tempdir().unwrap();
+            copy(original.path(), dir.path());
+            fs::write(dir.path().join(name), flipped).unwrap();
+            match open_and_count(dir.path()) {
+                Ok(count) => assert_eq!(count, 4_270, "{} is damaged", name.display()),
+                Err(error) => {
+                    assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
+                    found += 1;
+                }
+            }
+        }
+    }
+    assert!(found > 0, "no damage was found");
+}
+
 /// A flush writes leaves, syncs them, appends to the metadata log, syncs that: before the second
 /// sync any subset of the pages may be on disk, and the store must still be the one before.
 #[test]

@@ -24,7 +24,7 @@ use bytes::Bytes;
 
 use super::{
     SEQ_KEY, SledOptions,
-    handles::{Database, Handles, open_database},
+    handles::{Database, Handles, close_database, open_database},
     manifest::Manifest,
     pack::Packer,
     plain,
@@ -128,7 +128,10 @@ impl Writer {
                         self.reopen()?;
                     }
                 }
-                Work::Stop => return self.flush(),
+                Work::Stop => {
+                    self.flush()?;
+                    return self.close();
+                }
             }
         }
     }
@@ -217,7 +220,8 @@ impl Writer {
         let begun = now();
         let (database, dir, options) = (&mut self.database, &self.database_dir, &self.options);
         let opened = self.shared.handles.reopen(|| {
-            drop(database.take());
+            let database = database.take().expect("only taken while reopening");
+            close_database(database).map_err(|error| failed("close", dir, error))?;
             open_database(dir, options)
         })?;
         self.database = Some(opened);
@@ -228,8 +232,15 @@ impl Writer {
         Ok(())
     }
 
+    fn close(&mut self) -> Result<(), StorageError> {
+        let database = self.database.take().expect("only taken while reopening");
+        database.check_error().map_err(|error| self.failed("close", error))?;
+        self.shared.handles.close();
+        close_database(database).map_err(|error| self.failed("close", error))
+    }
+
     fn failed(&self, verb: &str, error: io::Error) -> StorageError {
-        plain(format!("{verb} the state in {}", self.dir.display()), error)
+        failed(verb, &self.dir, error)
     }
 }
 
@@ -256,6 +267,10 @@ pub(super) fn disk_bytes(dir: &Path) -> io::Result<u64> {
         };
     }
     Ok(sum)
+}
+
+fn failed(verb: &str, dir: &Path, error: io::Error) -> StorageError {
+    plain(format!("{verb} the state in {}", dir.display()), error)
 }
 
 #[expect(clippy::disallowed_methods, reason = "paces flushes; no effect on what is stored")]
