@@ -7,6 +7,7 @@
 
 use super::State;
 use super::error::RequestError;
+use super::records;
 use super::schema::{self, COMPACT};
 use super::write::Pending;
 use crate::storage::{Backend, Batch, StorageError};
@@ -81,8 +82,8 @@ impl<B: Backend> State<B> {
         });
         let main = sweep.main;
         let mut batch = Batch::default();
-        let stopped = self.index_mut().compact(main, &sweep.from, keys_max, |revision| {
-            batch.remove(schema::record_key(revision).to_vec());
+        let stopped = self.index_mut().compact(main, &sweep.from, keys_max, |version| {
+            records::remove(&mut batch, version);
         });
         let compaction = self.compaction_mut();
         compaction.sweep = stopped.map(|from| SweepAt { main, from });

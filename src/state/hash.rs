@@ -12,6 +12,7 @@ use super::mvcc::entry::Version;
 use super::mvcc::index::Index;
 use super::mvcc::record;
 use super::pins::Pin;
+use super::records;
 use super::revision::Revision;
 use super::schema::{self, damaged};
 use crate::storage::{Backend, StorageError};
@@ -62,19 +63,20 @@ impl HashJob {
         records_max: usize,
     ) -> Result<Option<HashAnswer>, StorageError> {
         let end = schema::record_key(Revision::first(self.answer.hash_revision.max(0) + 1));
-        let mut records = 0;
+        let mut taken = 0;
         let mut stopped = None;
         let mut torn = false;
         let answer = &mut self.answer;
-        state.backend().scan(&self.next, &end, &mut |key, value| {
-            if records == records_max {
+        records::scan(&**state.backend(), &self.next, &end, &mut |revision, value| {
+            let key = schema::record_key(revision);
+            if taken == records_max {
                 stopped = Some(key.to_vec());
                 return ControlFlow::Break(());
             }
-            records += 1;
-            match stays(state.index(), answer.compact_revision, key, value) {
+            taken += 1;
+            match stays(state.index(), answer.compact_revision, revision, value) {
                 Some(true) => {
-                    answer.hash = crc32c::crc32c_append(answer.hash, key);
+                    answer.hash = crc32c::crc32c_append(answer.hash, &key);
                     answer.hash = crc32c::crc32c_append(answer.hash, value);
                 }
                 Some(false) => {}
@@ -99,8 +101,7 @@ impl HashJob {
 }
 
 /// Whether a compaction at `compact_revision` leaves the record; none if it is malformed.
-fn stays(index: &Index, compact_revision: i64, key: &[u8], value: &[u8]) -> Option<bool> {
-    let revision = schema::record_revision(key)?;
+fn stays(index: &Index, compact_revision: i64, revision: Revision, value: &[u8]) -> Option<bool> {
     if revision.main > compact_revision {
         return Some(true);
     }

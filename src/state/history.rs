@@ -10,6 +10,7 @@ use super::error::RequestError;
 use super::frames::put_pair;
 use super::mvcc::record::{self, Pair};
 use super::pins::Pin;
+use super::records;
 use super::revision::Revision;
 use super::schema::{self, damaged};
 use crate::storage::{Backend, StorageError};
@@ -52,8 +53,8 @@ impl History {
         let mut events: Vec<Event> = Vec::new();
         let mut torn = false;
         self.next = self.last + 1;
-        state.backend().scan(&start, &end, &mut |key, value| {
-            let Some(event) = read_event(state, key, value) else {
+        records::scan(&**state.backend(), &start, &end, &mut |revision, value| {
+            let Some(event) = read_event(state, revision, value) else {
                 torn = true;
                 return ControlFlow::Break(());
             };
@@ -73,8 +74,7 @@ impl History {
     }
 }
 
-fn read_event<B: Backend>(state: &State<B>, key: &[u8], value: &[u8]) -> Option<Event> {
-    let revision = schema::record_revision(key)?;
+fn read_event<B: Backend>(state: &State<B>, revision: Revision, value: &[u8]) -> Option<Event> {
     let (kind, kv) = record::split(value)?;
     let pair = Pair::decode(kv)?;
     let kv = Bytes::copy_from_slice(kv);
@@ -96,6 +96,6 @@ fn read_event<B: Backend>(state: &State<B>, key: &[u8], value: &[u8]) -> Option<
 ///
 /// May block on the storage; needs no lock.
 pub fn pair_at<B: Backend>(backend: &B, revision: Revision) -> Result<Option<Bytes>, StorageError> {
-    let record = backend.get(&schema::record_key(revision))?;
+    let record = records::get(backend, revision)?;
     record.map(|record| put_pair(&record, revision)).transpose()
 }

@@ -17,6 +17,7 @@
 //! - `revision`, `key_range`: the words. `schema`: what lies where in the storage.
 //! - `mvcc`: the index of keys and the bytes of a change. `write`: the transaction that changes them.
 //! - `range`, `frames`: reading keys in bounded steps. `txn`: compares and branches.
+//! - `records`: how a change lies in the storage.
 //! - `compact`: dropping history. `pins`: who still reads it. `hash`: proof that members agree.
 //! - `snapshot`: the whole state as a stream of pairs. `history`: events of past revisions.
 
@@ -38,6 +39,7 @@ mod mvcc;
 mod open;
 mod pins;
 pub mod range;
+mod records;
 pub mod revision;
 mod schema;
 pub mod snapshot;

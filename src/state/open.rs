@@ -15,6 +15,7 @@ use super::mvcc::entry::Version;
 use super::mvcc::index::{Index, Written};
 use super::mvcc::record::{self, Pair};
 use super::pins::Pins;
+use super::records;
 use super::revision::Revision;
 use super::schema::{self, Progress, damaged};
 use super::{Options, State};
@@ -107,13 +108,11 @@ fn read_index<B: Backend>(
     let mut torn = None;
     let mut found = Vec::new();
     let mut found_bytes = 0;
-    let records = (schema::record_key(Revision::default()), schema::RECORDS_END);
-    backend.scan(&records.0, records.1, &mut |key, value| {
-        let record = schema::record_revision(key)
-            .filter(|at| at.main <= revision)
-            .and_then(|at| read_record(at, value));
-        let Some(record) = record else {
-            torn = Some(damaged(format!("the record at key {key:02x?} is malformed")));
+    let bounds = (schema::record_key(Revision::default()), schema::RECORDS_END);
+    records::scan(backend, &bounds.0, bounds.1, &mut |at, value| {
+        let record = Some(at).filter(|at| at.main <= revision);
+        let Some(record) = record.and_then(|at| read_record(at, value)) else {
+            torn = Some(damaged(format!("the record at revision {} is malformed", at.main)));
             return ControlFlow::Break(());
         };
         found.push(record);

@@ -21,7 +21,7 @@ use super::mvcc::entry::{Entry, Version};
 use super::mvcc::index::{Index, Walk};
 use super::pins::Pin;
 use super::revision::Revision;
-use super::{State, check, schema};
+use super::{State, check, records};
 use crate::limits::{RANGE_STEP_BYTES_MAX, RANGE_STEP_KEYS_MAX};
 use crate::pb::etcdserverpb::RangeRequest;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
@@ -105,7 +105,7 @@ impl<B: Backend> State<B> {
 
     /// The encoded pair that `key` has now.
     pub(super) fn read(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        read_with(self.view(), key, |revision| schema::read_record(&**self.backend(), revision))
+        read_with(self.view(), key, |revision| records::read(&**self.backend(), revision))
     }
 }
 
@@ -153,7 +153,7 @@ impl RangePlan {
         self,
         backend: &B,
     ) -> Result<(RangeAnswer, Vec<ColdPair>), StorageError> {
-        self.finish_with(|revision| schema::read_record(backend, revision))
+        self.finish_with(|revision| records::read(backend, revision))
     }
 
     /// Completes the answer; `fetch` reads a record's value.

@@ -1,7 +1,7 @@
 //! What lies where in the storage: the keys of records and of the state's own facts.
 //!
 //! ```text
-//! r <main: 8 bytes BE> <sub: 4 bytes BE>  →  <kind: 1 byte> <encoded mvccpb.KeyValue>
+//! r <main: 8 bytes BE> <sub: 4 bytes BE>  →  <kind: 1 byte> <encoded mvccpb.KeyValue>, see `records`
 //! mcompact                                →  requested, finished        (i64 BE each)
 //! mformat                                 →  the number of this layout  (1 byte)
 //! mmember/ <id: 8 bytes BE>               →  encoded quorate.command.PublishMember
@@ -15,8 +15,9 @@ use std::io;
 
 use bytes::Bytes;
 
+use super::records;
 use super::revision::{Position, Revision};
-use crate::storage::{Backend, StorageError};
+use crate::storage::StorageError;
 
 /// The layout that this release reads and writes.
 pub(super) const FORMAT_NUMBER: u8 = 1;
@@ -48,15 +49,6 @@ pub(super) fn record_revision(key: &[u8]) -> Option<Revision> {
     let main = i64::from_be_bytes(*main);
     let sub = u32::from_be_bytes(sub.try_into().ok()?);
     Some(Revision { main, sub })
-}
-
-/// Reads the record at `revision`, which must be there.
-pub(super) fn read_record<B: Backend>(
-    backend: &B,
-    revision: Revision,
-) -> Result<Bytes, StorageError> {
-    let record = backend.get(&record_key(revision))?;
-    record.ok_or_else(|| damaged(format!("no record at revision {}", revision.main)))
 }
 
 /// The storage key of what a member published about itself.
@@ -97,7 +89,7 @@ impl Progress {
 
 /// Whether `key` is one that this layout has.
 pub(super) fn is_known(key: &[u8]) -> bool {
-    record_revision(key).is_some()
+    records::is_known(key)
         || [FORMAT, POSITION, MEMBERSHIP, COMPACT].contains(&key)
         || key.strip_prefix(MEMBER_PREFIX).is_some_and(|id| id.len() == 8)
 }

@@ -13,6 +13,7 @@ use super::mvcc::entry::Version;
 use super::mvcc::index::{Walk, Written};
 use super::mvcc::record::{self, Pair, Record};
 use super::range::{RangePlan, View, read_with};
+use super::records;
 use super::revision::Revision;
 use super::schema;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
@@ -38,8 +39,13 @@ impl Pending {
 
     /// Everything in one batch.
     pub(super) fn into_batch(mut self) -> Batch {
-        self.records.writes.append(&mut self.facts.writes);
-        self.records
+        let mut batch = Batch::default();
+        batch.writes.reserve(self.records.writes.len() + self.facts.writes.len());
+        for (at, value) in self.records.writes {
+            records::put(&mut batch, at, value.expect("a record is only written"));
+        }
+        batch.writes.append(&mut self.facts.writes);
+        batch
     }
 }
 
@@ -147,7 +153,7 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
     pub(super) fn record(&self, revision: Revision) -> Result<Bytes, StorageError> {
         match self.pending.record(revision) {
             Some(record) => Ok(record),
-            None => schema::read_record(&**self.state.backend(), revision),
+            None => records::read(&**self.state.backend(), revision),
         }
     }
 

@@ -373,7 +373,12 @@ fn draw_range(random: &mut Rng, revision: i64) -> RangeRequest {
 
 fn draw_put(random: &mut Rng) -> PutRequest {
     let ignore_value = random.u32(..10) == 0;
-    let len = if ignore_value { 0 } else { random.usize(..40) };
+    // Some are long enough to be stored in pieces.
+    let len = match random.u32(..30) {
+        _ if ignore_value => 0,
+        0 => random.usize(..5_000),
+        _ => random.usize(..40),
+    };
     let value = std::iter::repeat_with(|| random.alphanumeric() as u8).take(len).collect();
     let (key, prev_kv) = (draw_key(random), random.u32(..4) == 0);
     PutRequest { key, value, prev_kv, ignore_value, ..Default::default() }

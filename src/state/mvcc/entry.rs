@@ -127,7 +127,7 @@ impl Entry {
         &mut self,
         main: i64,
         versions_max: usize,
-        mut dropped: impl FnMut(Revision),
+        mut dropped: impl FnMut(&Version),
     ) -> Compacted {
         let goes = |version: &Version| !version.is_live() && version.main < main;
         let mut budget = versions_max;
@@ -140,7 +140,7 @@ impl Entry {
                 garbage = visible - usize::from(kept);
             }
             let taken = garbage.min(budget);
-            versions.drain(..taken).for_each(|version| dropped(version.revision()));
+            versions.drain(..taken).for_each(|version| dropped(&version));
             if taken < garbage {
                 return Compacted::Partly;
             }
@@ -157,7 +157,7 @@ impl Entry {
         if budget == 0 {
             return Compacted::Partly;
         }
-        dropped(self.latest.revision());
+        dropped(&self.latest);
         Compacted::Gone
     }
 }
@@ -187,7 +187,7 @@ mod tests {
 
     fn compact(entry: &mut Entry, main: i64, max: usize) -> (Compacted, Vec<i64>) {
         let mut gone = Vec::new();
-        let compacted = entry.compact(main, max, |revision| gone.push(revision.main));
+        let compacted = entry.compact(main, max, |version| gone.push(version.main));
         (compacted, gone)
     }
 

@@ -141,7 +141,7 @@ impl Index {
         main: i64,
         from: &[u8],
         versions_max: usize,
-        mut dropped: impl FnMut(Revision),
+        mut dropped: impl FnMut(&Version),
     ) -> Option<Box<[u8]>> {
         let has_garbage = |summary: &Summary| summary.garbage > 0;
         let mut budget = versions_max.max(1);
@@ -150,9 +150,9 @@ impl Index {
                 return Sweep::Stop;
             }
             let mut count = 0;
-            let compacted = entry.compact(main, budget, |revision| {
+            let compacted = entry.compact(main, budget, |version| {
                 count += 1;
-                dropped(revision);
+                dropped(version);
             });
             budget = budget.saturating_sub(count.max(1));
             match compacted {

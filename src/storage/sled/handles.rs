@@ -8,7 +8,7 @@
 //! whenever any handle or iterator is dropped, on the dropping thread; and since only the writer
 //! flushes, everything it does between two flushes reaches the disk as one atomic step.
 
-use std::{io, mem, panic, path::Path};
+use std::{io, mem, panic, path::Path, thread, time::Duration};
 
 use ::sled::{Config, Db};
 use parking_lot::{Mutex, RwLock};
@@ -34,6 +34,10 @@ const NEVER_MS: usize = 10 * 365 * 24 * 3600 * 1000;
 /// Flushes before a close, at most. Each moves a tenth of what is left or less.
 const SETTLE_FLUSHES_MAX: usize = 4;
 
+/// How often an open looks whether the lock is free, and how many times at most.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+const LOCK_POLLS_MAX: usize = 1000;
+
 /// Opens or creates the database in `dir`.
 pub(super) fn open_database(dir: &Path, options: &SledOptions) -> Result<Database, StorageError> {
     let config = Config::new()
@@ -45,12 +49,30 @@ pub(super) fn open_database(dir: &Path, options: &SledOptions) -> Result<Databas
     manifest::prepare(dir).map_err(|source| StorageError::new(action(), source))?;
     // sled asserts on metadata that contradicts itself. Where panics abort the process this adds
     // nothing, which is why `manifest` looks for known damage before sled does.
-    match panic::catch_unwind(|| config.open::<LEAF_FANOUT>()) {
+    match panic::catch_unwind(|| open_when_free(&config)) {
         Ok(Ok(database)) => Ok(database),
         Ok(Err(error)) => Err(plain(action(), error)),
         Err(_) => {
             let reason = "its metadata contradicts itself; restore this member from a peer";
             Err(StorageError::new(action(), io::Error::new(io::ErrorKind::InvalidData, reason)))
+        }
+    }
+}
+
+/// Opens the database once nobody holds its lock any more.
+///
+/// Another member is kept out by the lock of the data directory, so whoever holds this one is about
+/// to go: every open of sled starts a process, and until that process has become its program it
+/// holds all locks of this one, also that of another store which is being reopened just then.
+fn open_when_free(config: &Config) -> io::Result<Database> {
+    let mut polls = 0;
+    loop {
+        match config.open::<LEAF_FANOUT>() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && polls < LOCK_POLLS_MAX => {
+                polls += 1;
+                thread::sleep(LOCK_POLL);
+            }
+            opened => return opened,
         }
     }
 }

@@ -33,7 +33,7 @@ use std::{
     iter::Peekable,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64, atomic::AtomicUsize, atomic::Ordering, mpsc},
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
     vec,
@@ -43,7 +43,7 @@ use ::sled::InlineArray;
 use bytes::Bytes;
 
 use self::{
-    handles::{Handles, LEAF_FANOUT, close_database, open_database},
+    handles::{Handles, close_database, open_database},
     manifest::Manifest,
     queue::Queue,
     writer::{Shared, Writer, disk_bytes},
@@ -68,13 +68,6 @@ const SCAN_CHUNKS_AHEAD: usize = 2;
 /// A scan gets every so manieth key once more: sled counts the reads of an iterator towards its
 /// cache only in batches, which it forgets with the iterator, so that a scan would evict nothing.
 const SCAN_TOUCH_EVERY: usize = 16;
-
-/// Records from this size on are counted when they are read: see [`SledBackend::note_read`].
-const LARGE_RECORD_BYTES: usize = 4 * 1024;
-
-/// How often a scan looks whether sled was reopened, and how many times at most.
-const REOPEN_POLL: Duration = Duration::from_millis(2);
-const REOPEN_POLLS_MAX: usize = 500;
 
 /// What may be tuned.
 #[derive(Debug, Clone)]
@@ -109,7 +102,6 @@ pub struct SledBackend {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
     dir: PathBuf,
-    reopen_bytes: usize,
 }
 
 impl SledBackend {
@@ -139,42 +131,12 @@ impl SledBackend {
         let shared = Arc::new(Shared {
             queue: Queue::new(seq),
             handles: Handles::new(&database),
-            large_read_bytes: AtomicUsize::new(0),
             size_bytes: AtomicU64::new(size_bytes),
         });
-        let reopen_bytes = options.reopen_bytes;
         let writer = Writer::new(shared.clone(), database, (dir, &database_dir), options, seq);
         let thread = thread::Builder::new().name("storage-writer".to_owned());
         let writer = thread.spawn(move || writer.run()).map_err(failed)?;
-        Ok(SledBackend { shared, writer: Some(writer), dir: dir.to_owned(), reopen_bytes })
-    }
-
-    /// Counts a read that may have brought in a leaf of large records, and has memory given back
-    /// when there were many.
-    ///
-    /// sled divides its cache into 256 parts and never evicts the last two leaves of a part, so that
-    /// 512 of them stay however large they are: 2 GiB, if the records have 64 KiB.
-    fn note_read(&self, record_bytes: usize, leaf_bytes: usize) {
-        if record_bytes < LARGE_RECORD_BYTES {
-            return;
-        }
-        let before = self.shared.large_read_bytes.fetch_add(leaf_bytes, Ordering::Relaxed);
-        if before + leaf_bytes >= self.reopen_bytes {
-            self.shared.queue.ask_to_reopen();
-        }
-    }
-
-    /// Lets the writer give memory back before a scan of large records brings in more of them.
-    ///
-    /// Bounded: a writer that has too much else to do costs memory, not progress.
-    fn await_reopen(&self) {
-        for _ in 0..REOPEN_POLLS_MAX {
-            let bytes = self.shared.large_read_bytes.load(Ordering::Relaxed);
-            if bytes < 3 * self.reopen_bytes || self.shared.queue.check().is_err() {
-                return;
-            }
-            thread::sleep(REOPEN_POLL);
-        }
+        Ok(SledBackend { shared, writer: Some(writer), dir: dir.to_owned() })
     }
 
     fn failed(&self, error: io::Error) -> StorageError {
@@ -185,7 +147,6 @@ impl SledBackend {
 
     /// Pairs of sled from `start` on, until the chunk is full.
     fn chunk(&self, start: &[u8], end: &[u8]) -> Result<Chunk, StorageError> {
-        self.await_reopen();
         let read = self.shared.handles.with(|database| {
             let mut pairs = Vec::new();
             let mut bytes = 0;
@@ -205,11 +166,7 @@ impl SledBackend {
             }
             Ok(Chunk { pairs, next })
         });
-        let chunk: Chunk = read.map_err(|error| self.failed(error))?;
-        for (_, value) in &chunk.pairs {
-            self.note_read(value.len(), value.len());
-        }
-        Ok(chunk)
+        read.map_err(|error| self.failed(error))
     }
 
     /// Visits the chunks from `from` on while another thread reads ahead: decompressing a leaf costs
@@ -299,8 +256,6 @@ impl Backend for SledBackend {
         }
         let read = self.shared.handles.with(|database| database.get(key));
         let value = read.map_err(|error| self.failed(error))?;
-        let bytes = value.as_ref().map_or(0, |value| value.len());
-        self.note_read(bytes, bytes * LEAF_FANOUT);
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    io, mem,
+    io,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -48,8 +48,6 @@ pub(super) enum Work {
     Apply(Vec<Commit>),
     /// Flush: somebody waits for a checkpoint, or it is time.
     Flush,
-    /// Give back memory: reads have filled it.
-    Reopen,
     /// Flush and end.
     Stop,
 }
@@ -68,7 +66,6 @@ struct State {
     durable_seq: u64,
     checkpoint_seq: u64,
     stop: bool,
-    reopen: bool,
     failure: Option<(String, io::ErrorKind, String)>,
 }
 
@@ -163,12 +160,6 @@ impl Queue {
         self.work.notify_one();
     }
 
-    /// Asks the writer to reopen when it has nothing else to do.
-    pub(super) fn ask_to_reopen(&self) {
-        self.state.lock().reopen = true;
-        self.work.notify_one();
-    }
-
     /// The writer's side: blocks until there is something to do.
     ///
     /// `flush_at` is when it wants to flush at the latest, `None` if nothing is unflushed.
@@ -186,9 +177,6 @@ impl Queue {
             }
             if state.hurry() {
                 return Work::Flush;
-            }
-            if mem::take(&mut state.reopen) {
-                return Work::Reopen;
             }
             match flush_at {
                 None => self.work.wait(&mut state),

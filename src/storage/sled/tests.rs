@@ -218,6 +218,24 @@ fn damage_found_while_opening_is_an_error_and_not_an_abort() {
     assert!(found > 0, "no damage was found");
 }
 
+/// A process that another thread starts holds this one's locks for a moment. A reopen that met such
+/// a moment failed, the writer ended, and what was not flushed was gone after a clean close.
+#[test]
+fn open_when_the_lock_is_held_for_a_moment_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    build(dir.path(), 1..=10);
+    let database = fs::File::open(dir.path().join("sled")).unwrap();
+    database.try_lock().unwrap();
+    let (sender, opened) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.send(open_and_count(dir.path())).unwrap());
+        let early = opened.recv_timeout(std::time::Duration::from_millis(300));
+        assert!(early.is_err(), "opened in spite of the lock: {early:?}");
+        database.unlock().unwrap();
+        assert_eq!(opened.recv().unwrap().unwrap(), 10);
+    });
+}
+
 /// A flush writes leaves, syncs them, appends to the metadata log, syncs that: before the second
 /// sync any subset of the pages may be on disk, and the store must still be the one before.
 #[test]

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -44,8 +44,6 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     /// The readers' way to sled.
     pub(super) handles: Handles,
-    /// Bytes of leaves of large records that reads have brought in since the last reopen.
-    pub(super) large_read_bytes: AtomicUsize,
     /// Bytes on disk after the last flush.
     pub(super) size_bytes: AtomicU64,
 }
@@ -122,12 +120,6 @@ impl Writer {
                     }
                 }
                 Work::Flush => self.flush_and_reopen()?,
-                Work::Reopen => {
-                    if self.reopen_due(self.shared.large_read_bytes.load(Ordering::Relaxed)) {
-                        self.flush()?;
-                        self.reopen()?;
-                    }
-                }
                 Work::Stop => {
                     self.flush()?;
                     return self.close();
@@ -186,14 +178,15 @@ impl Writer {
 
     fn flush_and_reopen(&mut self) -> Result<(), StorageError> {
         self.flush()?;
-        if self.reopen_due(self.since_open_bytes) {
+        if self.reopen_due() {
             self.reopen()?;
         }
         Ok(())
     }
 
-    /// Whether `bytes` in memory are too many, which they are later if it was reopened just now.
-    fn reopen_due(&self, bytes: usize) -> bool {
+    /// Whether sled holds too much, which it may do for longer if it was reopened just now.
+    fn reopen_due(&self) -> bool {
+        let bytes = self.since_open_bytes;
         let quiet = now() - self.opened >= self.reopen_time * REOPEN_DUTY;
         let full = bytes >= self.options.reopen_bytes;
         full && (quiet || bytes >= 3 * self.options.reopen_bytes)
@@ -226,7 +219,6 @@ impl Writer {
         })?;
         self.database = Some(opened);
         self.since_open_bytes = 0;
-        self.shared.large_read_bytes.store(0, Ordering::Relaxed);
         self.opened = now();
         self.reopen_time = self.opened - begun;
         Ok(())
