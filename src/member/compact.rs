@@ -13,7 +13,8 @@ use parking_lot::RwLockWriteGuard;
 use tokio::sync::watch;
 
 use crate::limits;
-use crate::raft::Shared;
+use crate::raft::{Shared, Store};
+use crate::state::CompactStep;
 use crate::storage::{Backend, StorageError};
 use crate::tasks;
 
@@ -61,20 +62,38 @@ impl Compactor {
         })
     }
 
+    /// One step; if somebody still reads what is to go, this is woken when they have done.
+    fn step(&self, state: &mut Store) -> Result<CompactStep, StorageError> {
+        let step = state.compact_step(limits::COMPACTION_STEP_KEYS)?;
+        if step != CompactStep::Held {
+            return Ok(step);
+        }
+        let wake = self.wake.clone();
+        state.when_unpinned(Box::new(move || {
+            wake.send(()).ok();
+        }));
+        // They may have done just before.
+        Ok(if state.compaction_pending() { CompactStep::More } else { CompactStep::Held })
+    }
+
     fn run(&self, shared: &Shared) -> Result<(), StorageError> {
         loop {
-            let (done, revision, backlog) = {
+            let (step, revision, backlog) = {
                 let mut state = shared.state.write();
-                let done = state.compact_step(limits::COMPACTION_STEP_KEYS)?;
-                let seen = (done, state.compact_revision(), state.backend().backlog_bytes());
+                let step = self.step(&mut state)?;
+                let seen = (step, state.compact_revision(), state.backend().backlog_bytes());
                 RwLockWriteGuard::unlock_fair(state);
                 seen
             };
-            if done {
-                if self.finished.send_replace(revision) < revision {
-                    tracing::info!(revision, "finished scheduled compaction");
+            match step {
+                CompactStep::More => {}
+                CompactStep::Held => return Ok(()),
+                CompactStep::Done => {
+                    if self.finished.send_replace(revision) < revision {
+                        tracing::info!(revision, "finished scheduled compaction");
+                    }
+                    return Ok(());
                 }
-                return Ok(());
             }
             let pause = if backlog > limits::STORAGE_BACKLOG_BYTES_MAX / 2 {
                 Duration::from_millis(20)

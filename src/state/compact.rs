@@ -38,6 +38,17 @@ impl Compaction {
     }
 }
 
+/// How far a call of [`State::compact_step`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompactStep {
+    /// Everything below the compact revision is deleted.
+    Done,
+    /// There is more to delete.
+    More,
+    /// There is more to delete, but somebody still reads it: [`State::when_unpinned`] tells.
+    Held,
+}
+
 impl<B: Backend> State<B> {
     /// Applies a compaction.
     pub(super) fn compact(
@@ -68,12 +79,17 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// Deletes up to about `keys_max` records that nobody can read; true when nothing is left.
+    /// Calls `wake` once when a deletion that was held may go on.
+    pub fn when_unpinned(&self, wake: Box<dyn FnOnce() + Send>) {
+        self.pins().when_raised(wake);
+    }
+
+    /// Deletes up to about `keys_max` records that nobody can read.
     ///
-    /// Call it under the write lock, now and then, until it answers true.
-    pub fn compact_step(&mut self, keys_max: usize) -> Result<bool, StorageError> {
+    /// Call it under the write lock, now and then, while there is more.
+    pub fn compact_step(&mut self, keys_max: usize) -> Result<CompactStep, StorageError> {
         if !self.compaction_pending() {
-            return Ok(true);
+            return Ok(self.compact_progress());
         }
         let begun = self.compaction_mut().sweep.take();
         let sweep = begun.unwrap_or_else(|| {
@@ -95,7 +111,17 @@ impl<B: Backend> State<B> {
         if !batch.is_empty() {
             self.backend().commit(batch)?;
         }
-        Ok(!self.compaction_pending())
+        Ok(self.compact_progress())
+    }
+
+    fn compact_progress(&self) -> CompactStep {
+        if self.compaction_pending() {
+            CompactStep::More
+        } else if self.compaction().finished < self.compact_revision() {
+            CompactStep::Held
+        } else {
+            CompactStep::Done
+        }
     }
 
     /// Whether somebody needs what a deletion up to `main` would take away.
@@ -108,5 +134,64 @@ impl<B: Backend> State<B> {
         let requested = self.compact_revision();
         let main = self.pins().lowest().map_or(requested, |pinned| pinned.min(requested));
         (main > self.compaction().finished).then_some(main)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::pb::etcdserverpb::{CompactionRequest, PutRequest};
+    use crate::pb::quorate::command::{Command, command::Body};
+    use crate::state::{Options, Position, SnapshotReader};
+    use crate::storage::memory::Memory;
+
+    fn state_of_overwrites() -> State<Memory> {
+        let memory = Arc::new(Memory::new());
+        let mut state = State::open(memory, Options { value_cache_bytes: 0 }).unwrap();
+        let put = PutRequest { key: "a".into(), value: "1".into(), ..PutRequest::default() };
+        let compact = CompactionRequest { revision: 6, physical: true };
+        let mut commands = vec![Command { body: Some(Body::Put(put)) }; 5];
+        commands.push(Command { body: Some(Body::Compact(compact)) });
+        state.apply(Position { index: 1, term: 1, leader: 1 }, 0, &commands).unwrap();
+        state
+    }
+
+    fn steps(state: &mut State<Memory>) -> CompactStep {
+        loop {
+            match state.compact_step(2).unwrap() {
+                CompactStep::More => {}
+                end => return end,
+            }
+        }
+    }
+
+    /// While a snapshot was sent, a physical compaction was reported as finished, and the deletion
+    /// did not go on before the next compaction or start.
+    #[test]
+    fn deletion_that_is_held_says_so_and_is_woken() {
+        let mut state = state_of_overwrites();
+        let woken = Arc::new(AtomicUsize::new(0));
+        let (first, second) = (SnapshotReader::new(&state), SnapshotReader::new(&state));
+        assert_eq!(steps(&mut state), CompactStep::Held);
+        let seen = Arc::clone(&woken);
+        state.when_unpinned(Box::new(move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        }));
+        drop(first);
+        assert_eq!(woken.load(Ordering::Relaxed), 0, "the second still reads");
+        drop(second);
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+        assert_eq!(steps(&mut state), CompactStep::Done);
+    }
+
+    #[test]
+    fn wake_without_a_pin_comes_at_once() {
+        let state = state_of_overwrites();
+        let (sender, woken) = std::sync::mpsc::channel();
+        state.when_unpinned(Box::new(move || sender.send(()).unwrap()));
+        woken.try_recv().unwrap();
     }
 }

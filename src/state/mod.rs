@@ -50,6 +50,7 @@ pub use answer::{
     Applied, DeleteRangeAnswer, Event, EventKind, OpResponse, PutAnswer, RangeAnswer, Response,
     TxnAnswer,
 };
+pub use compact::CompactStep;
 pub use error::RequestError;
 pub use frames::ColdPair;
 pub use hash::{HashAnswer, HashJob};

@@ -5,14 +5,25 @@
 //! reads below the compact revision are refused at once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// The pinned revisions of one state, with how often each is pinned.
-#[derive(Debug, Clone, Default)]
+/// What to call when a deletion may go further.
+pub(super) type Wake = Box<dyn FnOnce() + Send>;
+
+/// The pinned revisions of one state.
+#[derive(Clone, Default)]
 pub(super) struct Pins {
-    counts: Arc<Mutex<BTreeMap<i64, usize>>>,
+    pinned: Arc<Mutex<Pinned>>,
+}
+
+#[derive(Default)]
+struct Pinned {
+    /// How often each revision is pinned.
+    counts: BTreeMap<i64, usize>,
+    wake: Option<Wake>,
 }
 
 impl Pins {
@@ -20,13 +31,29 @@ impl Pins {
     ///
     /// To be called while the state cannot change.
     pub(super) fn pin(&self, main: i64) -> Pin {
-        *self.counts.lock().entry(main).or_default() += 1;
+        *self.pinned.lock().counts.entry(main).or_default() += 1;
         Pin { pins: self.clone(), main }
     }
 
     /// The lowest pinned revision.
     pub(super) fn lowest(&self) -> Option<i64> {
-        self.counts.lock().keys().next().copied()
+        self.pinned.lock().counts.keys().next().copied()
+    }
+
+    /// Calls `wake` once the lowest pinned revision rises, or at once if none is pinned.
+    pub(super) fn when_raised(&self, wake: Wake) {
+        let mut pinned = self.pinned.lock();
+        if pinned.counts.is_empty() {
+            drop(pinned);
+            return wake();
+        }
+        pinned.wake = Some(wake);
+    }
+}
+
+impl fmt::Debug for Pins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pins").field(&self.pinned.lock().counts).finish()
     }
 }
 
@@ -39,11 +66,20 @@ pub(super) struct Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut counts = self.pins.counts.lock();
-        let count = counts.get_mut(&self.main).expect("a pin is counted until it is dropped");
+        let mut pinned = self.pins.pinned.lock();
+        let lowest = pinned.counts.keys().next().copied();
+        let count = pinned.counts.get_mut(&self.main);
+        let count = count.expect("a pin is counted until it is dropped");
         *count -= 1;
-        if *count == 0 {
-            counts.remove(&self.main);
+        if *count > 0 {
+            return;
+        }
+        pinned.counts.remove(&self.main);
+        if lowest == Some(self.main)
+            && let Some(wake) = pinned.wake.take()
+        {
+            drop(pinned);
+            wake();
         }
     }
 }

@@ -28,7 +28,8 @@ use quorate::pb::mvccpb::KeyValue;
 use quorate::pb::quorate::command::Command;
 use quorate::pb::quorate::command::command::Body;
 use quorate::state::{
-    Event, EventKind, HashJob, History, Options, Position, RangeAnswer, Response, State, TxnAnswer,
+    CompactStep, Event, EventKind, HashJob, History, Options, Position, RangeAnswer, Response,
+    State, TxnAnswer,
 };
 
 use super::memory::Map;
@@ -65,7 +66,7 @@ fn execute(state: &mut State<Map>, line: &str) -> String {
         }
         "sweep" => {
             let step = number(&mut words) as usize;
-            while !state.compact_step(step).unwrap() {}
+            while state.compact_step(step).unwrap() == CompactStep::More {}
             format!("records {}\n", records(state).join(" "))
         }
         "records" => format!("records {}\n", records(state).join(" ")),
