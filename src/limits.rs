@@ -89,6 +89,9 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 /// Log kept for followers that lag; beyond it they get a snapshot.
 pub const LOG_RETAINED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// How long a voter may take to confirm a vote for a read round before heartbeats are sent instead.
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// One attempt at a read round; etcd asks again after the same time.
 pub const READ_ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 

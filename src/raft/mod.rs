@@ -22,6 +22,7 @@ use crate::state::{Applied, State};
 use crate::storage::sled::SledBackend;
 
 pub mod codec;
+mod confirm;
 mod log_hold;
 pub mod log_store;
 mod network;

@@ -13,6 +13,7 @@ use openraft::{Config, LinearizerOption, Raft, RaftLogReader, ServerState, Snaps
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::confirm::Confirmations;
 use super::log_store::LogStore;
 use super::network::Network;
 use super::peers::Peers;
@@ -84,6 +85,7 @@ pub struct Node {
     sole_voter: Arc<SoleVoter>,
     leadership: watch::Sender<Leadership>,
     leader_changes: AtomicU64,
+    confirmations: Confirmations,
     options: NodeOptions,
 }
 
@@ -118,7 +120,17 @@ impl Node {
         sole_voter.membership_recovered(&recovered);
         let leadership = watch::Sender::new(Leadership::default());
         let leader_changes = AtomicU64::new(0);
-        let node = Node { raft, shared, peers, sole_voter, leadership, leader_changes, options };
+        let confirmations = Confirmations::default();
+        let node = Node {
+            raft,
+            shared,
+            peers,
+            sole_voter,
+            leadership,
+            leader_changes,
+            confirmations,
+            options,
+        };
         let node = Arc::new(node);
         tasks::spawn("raft-status", Arc::clone(&node).follow_status());
         tasks::spawn("checkpoints", Arc::clone(&node).checkpoint_and_purge());
@@ -158,6 +170,16 @@ impl Node {
     /// The state and its surroundings.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// This member's id.
+    pub(super) fn member_id(&self) -> u64 {
+        self.options.member_id
+    }
+
+    /// How read rounds ask other voters.
+    pub(super) fn confirmations(&self) -> &Confirmations {
+        &self.confirmations
     }
 
     /// The other members.
@@ -259,7 +281,14 @@ impl Node {
     pub async fn read_index(&self, timeout: Duration) -> Option<u64> {
         let leadership = self.leadership();
         if !leadership.is_leader {
-            return self.peers.read_index(leadership.leader?, timeout).await.ok();
+            let leader = leadership.leader?;
+            return match self.index_by_asking(leader).await {
+                Some(index) => Some(index),
+                None => self.peers.read_index(leader, timeout).await.ok(),
+            };
+        }
+        if let Some(index) = self.confirmed_index().await {
+            return Some(index);
         }
         // Zero age: only acknowledgements of messages sent after this call count (Raft, section 6.4).
         let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(timeout);

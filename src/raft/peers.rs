@@ -96,7 +96,7 @@ impl Peers {
     }
 
     /// The shared connection for single calls to `target`.
-    fn channel(&self, target: u64) -> Result<Channel, PeerError> {
+    pub(crate) fn channel(&self, target: u64) -> Result<Channel, PeerError> {
         let url = self.url(target, 0)?;
         if let Some((connected, channel)) = self.channels.read().get(&target)
             && *connected == url
@@ -175,7 +175,7 @@ impl Peers {
     }
 }
 
-fn unavailable(error: PeerError) -> tonic::Status {
+pub(super) fn unavailable(error: PeerError) -> tonic::Status {
     tonic::Status::unavailable(error.to_string())
 }
 

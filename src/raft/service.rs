@@ -14,9 +14,9 @@ use super::{WriteError, codec, wire};
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::peer_server::Peer;
 use crate::pb::quorate::peer::{
-    AppendRequest, AppendResponse, ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest,
-    SnapshotFrame, SnapshotReply, TransferLeaderReply, TransferLeaderRequest, VoteRequest,
-    VoteResponse,
+    AppendRequest, AppendResponse, ConfirmReply, ConfirmRequest, ProposeReply, ProposeRequest,
+    ReadIndexReply, ReadIndexRequest, SnapshotFrame, SnapshotReply, TransferLeaderReply,
+    TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 
 /// What the raft layer needs from the member to answer its peers.
@@ -111,6 +111,17 @@ impl Peer for PeerService {
             Some(index) => Ok(Response::new(ReadIndexReply { index })),
             None => Err(Status::unavailable("etcdserver: not leader")),
         }
+    }
+
+    type ConfirmStream = Pin<Box<dyn Stream<Item = Result<ConfirmReply, Status>> + Send>>;
+
+    async fn confirm(
+        &self,
+        request: Request<Streaming<ConfirmRequest>>,
+    ) -> Result<Response<Self::ConfirmStream>, Status> {
+        let from = self.node.peers().check(request.metadata())?;
+        let answers = self.node.answer_confirmations(from, request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn propose(
