@@ -89,7 +89,7 @@ fn read_members<B: Backend>(backend: &B) -> Result<BTreeMap<u64, PublishMember>,
 /// Records that are sorted by key before they enter the index: neighbours touch the same leaf.
 const SORTED_RECORDS: usize = 1 << 16;
 /// Bytes of such records, so that large pairs are not held beside the budget of memory.
-const SORTED_BYTES: usize = 16 << 20;
+const SORTED_BYTES: usize = 4 << 20;
 
 /// A record on its way into the index.
 struct Found {

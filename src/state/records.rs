@@ -21,7 +21,7 @@ use super::schema::{self, RECORD_KEY_BYTES, damaged};
 use crate::storage::{Backend, Batch, StorageError};
 
 /// Bytes of an encoded pair that one entry holds.
-const PIECE_BYTES: usize = 1024;
+const PIECE_BYTES: usize = 512;
 /// Set in the kind of a record that has pieces.
 const IN_PIECES: u8 = 0x80;
 /// Kind and length, before the first piece.
@@ -214,7 +214,7 @@ mod tests {
         (at, Bytes::from(value))
     }
 
-    const LENGTHS: [usize; 9] = [0, 1, 1023, 1024, 1025, 2047, 2048, 2049, 70_000];
+    const LENGTHS: [usize; 9] = [0, 1, 511, 512, 513, 1023, 1024, 1025, 70_000];
 
     fn filled() -> Memory {
         let store = Memory::new();
@@ -224,7 +224,7 @@ mod tests {
             put(&mut batch, at, value);
         }
         assert!(batch.writes.iter().all(|(key, value)| {
-            is_known(key) && value.as_ref().is_some_and(|value| value.len() <= 1024 + 5)
+            is_known(key) && value.as_ref().is_some_and(|value| value.len() <= 512 + 5)
         }));
         store.commit(batch).unwrap();
         store
@@ -267,7 +267,7 @@ mod tests {
     fn missing_piece_is_damage_to_a_scan_and_an_absent_record_to_a_read() {
         let last = i64::try_from(LENGTHS.len()).unwrap();
         let at = schema::record_key(Revision::first(last));
-        for number in [1, 30, 68] {
+        for number in [1, 70, 136] {
             let store = filled();
             let mut batch = Batch::default();
             batch.remove(piece_key(&at, number));
