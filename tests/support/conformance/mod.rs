@@ -48,10 +48,12 @@
 //! `script` reads and writes the files, `scope` and `request` turn lines into messages, `client` sends
 //! bytes, `print` turns answers into lines, `run` ties them together, `table` writes the README.
 
+pub(crate) mod call;
 pub(crate) mod client;
 pub(crate) mod print;
 pub(crate) mod request;
 pub(crate) mod run;
 pub(crate) mod scope;
 pub(crate) mod script;
+pub(crate) mod session;
 pub(crate) mod table;
