@@ -88,6 +88,11 @@ impl Call {
         self.requests.is_some() && self.end.is_none()
     }
 
+    /// Whether the case knows all of it, the end included.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some() && self.put_back.is_empty()
+    }
+
     /// Waits for the next message or the end.
     pub(crate) async fn next(&mut self) -> Next {
         self.next_within(MESSAGE_PATIENCE).await

@@ -93,7 +93,7 @@ impl Scope {
     /// Gives the name `N1`, `N2`… to a lease whose id the server chose.
     pub(crate) fn learn_lease(&self, lease: i64) {
         let mut chosen = self.chosen.borrow_mut();
-        if self.number_of(lease).is_none() && !chosen.contains(&lease) {
+        if lease > 0 && self.number_of(lease).is_none() && !chosen.contains(&lease) {
             chosen.push(lease);
         }
     }

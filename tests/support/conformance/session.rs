@@ -289,6 +289,9 @@ impl<'a> Session<'a> {
                 self.fence(&name, &mut call).await;
                 continue;
             }
+            if call.has_ended() {
+                continue;
+            }
             match call.next_now() {
                 Next::Message(message) => {
                     self.printer.remark(format!("{name} unread:"));
