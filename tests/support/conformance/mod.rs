@@ -41,8 +41,9 @@
 //!
 //! `quiet` before a verb prints only errors. `times=3` repeats a line with `%` as 000, 001, 002.
 //! `meta.NAME=VALUE` adds request metadata. A head line `# needs: fresh store` marks a file that runs
-//! only at revision 1, `# needs: method /SERVICE/METHOD` one that runs only where that is served; `body=…` behind it is a
-//! harmless message to find out with. `--- quorate: reason` after the recorded answer begins a second
+//! only at revision 1, each `# needs: method /SERVICE/METHOD` a method without which it cannot run;
+//! `body=…` behind it is a harmless message to find out with. Which methods may be missing at all, so
+//! that a file is skipped, stands in `run`. `--- quorate: reason` after the recorded answer begins a second
 //! one: ours, where we differ on purpose.
 //!
 //! # Calls that go on
