@@ -1,15 +1,16 @@
 //! A gRPC client that knows no messages: bytes go in, bytes or a status come out.
 //!
-//! Every method is called as a server stream, because a unary answer has the same shape on the wire.
+//! Every method is called as a stream, because a unary answer has the same shape on the wire.
 //! So malformed bodies and unknown methods take the same way as honest requests.
 
 use std::future::poll_fn;
 
 use bytes::{Buf, BufMut, Bytes};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, Full};
+use tokio::sync::mpsc::UnboundedSender;
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -90,13 +91,7 @@ impl Client {
         body: Bytes,
         metadata: &[Metadata],
     ) -> Result<Vec<Bytes>, Status> {
-        let path = PathAndQuery::try_from(path).expect("a method is a path");
-        let mut request = Request::new(body);
-        for (name, value) in metadata {
-            let name = AsciiMetadataKey::from_bytes(name.as_bytes()).expect("a metadata name");
-            let value = AsciiMetadataValue::try_from(value.as_ref()).expect("a metadata value");
-            request.metadata_mut().append(name, value);
-        }
+        let (request, path) = head(Request::new(body), path, metadata);
         self.grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let response = self.grpc.server_streaming(request, path, BytesCodec).await?;
         let mut stream = response.into_inner();
@@ -106,6 +101,42 @@ impl Client {
         }
         Ok(messages)
     }
+
+    /// Sends `messages` to the method `path` while its answers go to `answers`.
+    ///
+    /// # Errors
+    /// The status of the answer if it is not OK.
+    pub(crate) async fn exchange(
+        &mut self,
+        path: &str,
+        messages: impl Stream<Item = Bytes> + Send + 'static,
+        metadata: &[Metadata],
+        answers: &UnboundedSender<Result<Bytes, Status>>,
+    ) -> Result<(), Status> {
+        let (request, path) = head(Request::new(messages), path, metadata);
+        self.grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut stream = self.grpc.streaming(request, path, BytesCodec).await?.into_inner();
+        while let Some(message) = stream.next().await {
+            // The case may have dropped the call meanwhile.
+            answers.send(Ok(message?)).ok();
+        }
+        Ok(())
+    }
+}
+
+/// Puts `metadata` on `request` and reads `path`.
+fn head<T>(
+    mut request: Request<T>,
+    path: &str,
+    metadata: &[Metadata],
+) -> (Request<T>, PathAndQuery) {
+    let path = PathAndQuery::try_from(path).expect("a method is a path");
+    for (name, value) in metadata {
+        let name = AsciiMetadataKey::from_bytes(name.as_bytes()).expect("a metadata name");
+        let value = AsciiMetadataValue::try_from(value.as_ref()).expect("a metadata value");
+        request.metadata_mut().append(name, value);
+    }
+    (request, path)
 }
 
 /// The codec that leaves messages as they are.

@@ -83,12 +83,12 @@ impl Topic {
         self.head.iter().any(|line| line == NEEDS_FRESH)
     }
 
-    /// The method that the cases cannot do without, and a message for it.
+    /// The methods that the cases cannot do without, each with a message for it.
     ///
-    /// As long as a server answers Unimplemented to it, the topic is not run there.
-    pub(crate) fn needed_method(&self) -> Option<(&str, &str)> {
-        let need = self.head.iter().find_map(|line| line.strip_prefix(NEEDS_METHOD))?;
-        Some(need.split_once(" body=").unwrap_or((need, "")))
+    /// As long as a server answers Unimplemented to one, the topic is not run there.
+    pub(crate) fn needed_methods(&self) -> Vec<(&str, &str)> {
+        let needs = self.head.iter().filter_map(|line| line.strip_prefix(NEEDS_METHOD));
+        needs.map(|need| need.split_once(" body=").unwrap_or((need, ""))).collect()
     }
 
     /// Writes the file with the recorded answers of `self`.

@@ -10,6 +10,9 @@ use quorate::pb::etcdserverpb::{
     TxnRequest,
 };
 
+mod coordination;
+pub(crate) mod watch;
+
 use super::client::Metadata;
 use super::scope::Scope;
 
@@ -48,23 +51,34 @@ pub(crate) enum Shape {
     HashKv,
     Members,
     Alarm,
+    KeepAlive,
+    TimeToLive,
+    Leases,
+    Watch,
+    Lock,
+    Unlock,
+    Campaign,
+    Proclaim,
+    Leader,
+    Observe,
+    Resign,
     /// Bytes, as they are.
     Raw,
     /// An HTTP answer; the request is one too.
     Http,
 }
 
-/// Reads all requests of a case.
-pub(crate) fn parse(lines: &[&str], scope: &Scope) -> Vec<Step> {
+/// The lines of a case, each with those that are set below it.
+pub(crate) fn split(lines: &[&str]) -> Vec<(String, Vec<String>)> {
     let lines = repeat(lines);
-    let mut steps = Vec::new();
+    let mut all = Vec::new();
     let mut rest = lines.as_slice();
     while let [first, after @ ..] = rest {
         let (below, next) = split_below(after);
-        steps.push(step(first, below, scope));
+        all.push((first.clone(), below.to_vec()));
         rest = next;
     }
-    steps
+    all
 }
 
 /// Writes a line with `times=N` out N times, with `%` as the number of the repeat.
@@ -90,37 +104,43 @@ fn split_below(lines: &[String]) -> (&[String], &[String]) {
 }
 
 /// The words of one line.
-struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     line: &'a str,
     words: Vec<&'a str>,
 }
 
 impl<'a> Fields<'a> {
     /// Splits `line`, whose first word has been taken away.
-    fn new(line: &'a str) -> Fields<'a> {
+    pub(super) fn new(line: &'a str) -> Fields<'a> {
         Fields { line, words: line.split_whitespace().collect() }
     }
 
     /// Takes the value of the field `name`; a bare name is `true`.
-    fn take(&mut self, name: &str) -> Option<&'a str> {
+    pub(super) fn take(&mut self, name: &str) -> Option<&'a str> {
         let at = self.words.iter().position(|word| word.split('=').next() == Some(name))?;
         let word = self.words.remove(at);
         Some(word.split_once('=').map_or("true", |(_, value)| value))
     }
 
-    fn key(&mut self, name: &str, scope: &Scope) -> Bytes {
+    /// Takes the only word, a count.
+    pub(super) fn count(&mut self) -> usize {
+        let word = self.words.pop().unwrap_or("1");
+        word.parse().unwrap_or_else(|_| panic!("`{word}` is not a count, in: {}", self.line))
+    }
+
+    pub(super) fn key(&mut self, name: &str, scope: &Scope) -> Bytes {
         self.take(name).map(|text| scope.key(text)).unwrap_or_default()
     }
 
-    fn bytes(&mut self, name: &str, scope: &Scope) -> Bytes {
+    pub(super) fn bytes(&mut self, name: &str, scope: &Scope) -> Bytes {
         self.take(name).map(|text| scope.bytes(text)).unwrap_or_default()
     }
 
-    fn number(&mut self, name: &str, scope: &Scope) -> i64 {
+    pub(super) fn number(&mut self, name: &str, scope: &Scope) -> i64 {
         self.take(name).map(|text| scope.number(text)).unwrap_or_default()
     }
 
-    fn flag(&mut self, name: &str) -> bool {
+    pub(super) fn flag(&mut self, name: &str) -> bool {
         match self.take(name) {
             None | Some("false") => false,
             Some("true") => true,
@@ -129,7 +149,7 @@ impl<'a> Fields<'a> {
     }
 
     /// An enum: one of `names`, which stand for 0, 1, 2…, or a raw number.
-    fn choice(&mut self, name: &str, names: &[&str]) -> i32 {
+    pub(super) fn choice(&mut self, name: &str, names: &[&str]) -> i32 {
         let Some(text) = self.take(name) else { return 0 };
         let known = names.iter().position(|known| *known == text);
         match known.and_then(|at| i32::try_from(at).ok()).or_else(|| text.parse().ok()) {
@@ -139,7 +159,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes the metadata fields.
-    fn metadata(&mut self, scope: &Scope) -> Vec<Metadata> {
+    pub(super) fn metadata(&mut self, scope: &Scope) -> Vec<Metadata> {
         let is_metadata = |word: &&str| word.starts_with("meta.");
         let (metadata, words) = self.words.iter().copied().partition(is_metadata);
         self.words = words;
@@ -152,13 +172,13 @@ impl<'a> Fields<'a> {
     }
 
     /// Refuses fields that nobody took.
-    fn finish(self) {
+    pub(super) fn finish(&self) {
         assert!(self.words.is_empty(), "unknown {:?} in: {}", self.words, self.line);
     }
 }
 
 /// Reads one request with the lines below it.
-fn step(line: &str, below: &[String], scope: &Scope) -> Step {
+pub(crate) fn step(line: &str, below: &[String], scope: &Scope) -> Step {
     let (quiet, line) = match line.strip_prefix("quiet ") {
         Some(rest) => (true, rest),
         None => (false, line),
@@ -228,7 +248,7 @@ fn plain(verb: &str, fields: &mut Fields<'_>, scope: &Scope) -> (&'static str, V
         "alarm" => {
             ("/etcdserverpb.Maintenance/Alarm", alarm(f, scope).encode_to_vec(), Shape::Alarm)
         }
-        _ => panic!("unknown verb `{verb}`"),
+        _ => coordination::plain(verb, f, scope),
     }
 }
 

@@ -11,6 +11,9 @@ use quorate::pb::etcdserverpb::{
 use quorate::pb::mvccpb::KeyValue;
 use tonic::{Code, Status};
 
+mod coordination;
+pub(crate) mod watch;
+
 use super::client::HttpAnswer;
 use super::request::{Shape, Step};
 use super::scope::{Scope, show_bytes, show_text};
@@ -78,6 +81,11 @@ impl<'a> Printer<'a> {
 
     /// Prints the answer to `step`.
     pub(crate) fn answer(&mut self, step: &Step, answer: Result<Vec<Bytes>, Status>) {
+        if step.shape == Shape::Grant
+            && let Ok([message]) = answer.as_deref()
+        {
+            self.scope.learn_lease(decode::<LeaseGrantResponse>(message).id);
+        }
         let messages = match answer {
             Ok(messages) => messages,
             Err(status) => return self.error(&status),
@@ -130,10 +138,33 @@ impl<'a> Printer<'a> {
                 }
             }
             Shape::Members => self.members(&decode(message)),
-            Shape::Stream | Shape::Raw | Shape::Http => {
+            Shape::Stream | Shape::Raw | Shape::Http | Shape::Watch => {
                 unreachable!("printed by their own functions")
             }
+            shape => self.coordination(shape, message),
         }
+    }
+
+    /// Prints a message of a call that goes on, with the name of the call.
+    pub(crate) fn named_message(&mut self, name: &str, shape: Shape, message: &Bytes) {
+        let before = self.lines.len();
+        self.message(shape, message);
+        self.lines[before] = format!("{name} {}", self.lines[before]);
+    }
+
+    /// Prints what the runner itself has to say.
+    pub(crate) fn remark(&mut self, text: String) {
+        self.line(0, text);
+    }
+
+    /// Prints how the call `name` ended.
+    pub(crate) fn end(&mut self, name: &str, status: &Status) {
+        if status.code() == Code::Ok {
+            return self.line(0, format!("{name} end"));
+        }
+        self.error(status);
+        let last = self.lines.last_mut().expect("an error is a line");
+        *last = format!("{name} {last}");
     }
 
     fn line(&mut self, depth: usize, text: String) {
