@@ -17,6 +17,9 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Default of `--max-txn-ops`: a Txn with more compares or operations is refused.
 pub const TXN_OPS_MAX_DEFAULT: usize = 128;
 
+/// Longest TTL of a lease in seconds; a longer one is refused (as in etcd).
+pub const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
+
 /// What a log entry adds around one command; etcd counts its own envelope likewise.
 pub const COMMAND_OVERHEAD_BYTES: usize = 16;
 

@@ -294,9 +294,14 @@ impl Member {
 /// Whether `command` makes the store grow; deletes and compaction are taken on a full disk.
 fn adds_data(command: &Body) -> bool {
     match command {
-        Body::Put(_) => true,
+        Body::Put(_) | Body::LeaseGrant(_) => true,
         Body::Txn(request) => has_put(&request.success) || has_put(&request.failure),
-        Body::DeleteRange(_) | Body::Compact(_) | Body::PublishMember(_) => false,
+        Body::DeleteRange(_)
+        | Body::Compact(_)
+        | Body::PublishMember(_)
+        | Body::LeaseRevoke(_)
+        | Body::LeaseRenew(_)
+        | Body::LeaseExpire(_) => false,
     }
 }
 
