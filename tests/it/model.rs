@@ -344,7 +344,11 @@ fn read(store: &Store, range: &RangeRequest) -> (Vec<KeyValue>, i64, bool) {
     let more = kvs.len() > limit;
     kvs.truncate(limit);
     if range.keys_only {
-        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        for kv in &mut kvs {
+            kv.value = Bytes::new();
+            // As in etcd: only where values were needed for the order the lease stays.
+            kv.lease *= i64::from(range.sort_target == 4);
+        }
     }
     (kvs, count, more)
 }
