@@ -133,6 +133,9 @@ pub const HASH_STEP_RECORDS: usize = 1000;
 /// Parts of a streamed answer that wait for the client; then reading pauses.
 pub const STREAM_PARTS_MAX: usize = 2;
 
+/// Bytes of answers on one bidi stream that wait for the client; then its handler pauses.
+pub const STREAM_ANSWERS_BYTES_MAX: usize = 128 * 1024;
+
 /// Keys in the first part of a RangeStream, as in etcd.
 pub const STREAM_FIRST_PART_KEYS: i64 = 10;
 

@@ -130,6 +130,11 @@ impl Metrics {
         self.received_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
+    /// Bytes of a stream went out.
+    pub fn sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
     /// A call was answered with `bytes`.
     ///
     /// `code` is the number of the gRPC code.

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use crate::limits;
-use crate::member::{Member, Shard};
+use crate::member::{Error, Member, Shard};
 use crate::metrics::Metrics;
 
 mod encode;
@@ -24,7 +24,7 @@ mod kv;
 pub mod status;
 mod upkeep;
 
-use grpc::{Body, Call};
+use grpc::{AnswerQueue, Answers, Body, Bounds, Call, Meter, Requests};
 use status::{Code, Status};
 
 /// The etcd API as one serving thread offers it.
@@ -62,11 +62,32 @@ impl Api {
                 call.answer(message)
             }
             Ok(Answer::Stream(messages)) => call.answer_stream(messages),
+            Ok(Answer::Open(queue)) => call.answer_open(queue),
             Err(status) => {
                 self.metrics.handled(path, status.code as usize, 0);
                 call.refuse(&status)
             }
         }
+    }
+
+    /// Opens a bidi call at `path`: a task takes requests and answers, the connection the queue.
+    fn open(
+        &self,
+        call: &Call,
+        path: &'static str,
+        body: Incoming,
+    ) -> Result<(Requests, Answers, AnswerQueue), Status> {
+        let bounds = Bounds {
+            request_bytes_max: self.message_bytes_max,
+            answers_bytes_max: limits::STREAM_ANSWERS_BYTES_MAX,
+        };
+        let metrics = Arc::clone(&self.metrics);
+        let opened = call.open(body, bounds, Meter { metrics, path })?;
+        call.check_version()?;
+        if call.needs_leader && self.member.node().leadership().leader.is_none() {
+            return Err(Error::NoLeader.into());
+        }
+        Ok(opened)
     }
 
     /// From the path to the answer: the method is known before anything is read.
@@ -80,6 +101,9 @@ impl Api {
         };
         self.metrics.received(message.len());
         call.check_version()?;
+        if call.needs_leader && self.member.node().leadership().leader.is_none() {
+            return Err(Error::NoLeader.into());
+        }
         let answered = match method {
             Method::Range => self.range(message).await,
             Method::Put => self.put(message).await,
@@ -106,6 +130,8 @@ enum Answer {
     Unary(Bytes),
     /// Framed messages as they come.
     Stream(mpsc::Receiver<Result<Bytes, Status>>),
+    /// Framed messages of a call whose other direction stays open, too.
+    Open(AnswerQueue),
 }
 
 /// The methods that are served.

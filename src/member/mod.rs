@@ -60,6 +60,8 @@ pub struct MemberOptions {
     pub lease_ttl_seconds_min: i64,
     /// `--quota-backend-bytes`, as Status reports it.
     pub quota_bytes: i64,
+    /// `--election-timeout`.
+    pub election_timeout: Duration,
     /// How long a request may take: 5 s and two election timeouts, as in etcd.
     pub request_timeout: Duration,
 }
@@ -261,6 +263,18 @@ impl Member {
     /// Groups of writes that wait for their outcomes.
     pub fn pending_proposals(&self) -> u64 {
         self.proposer.pending_groups() as u64
+    }
+
+    /// Resolves when this member has known no leader for three election timeouts, as in etcd.
+    pub async fn leader_lost(&self) {
+        let mut news = self.node.watch_leadership();
+        // The sender lives as long as the node.
+        while news.wait_for(|now| now.leader.is_none()).await.is_ok() {
+            let found = news.wait_for(|now| now.leader.is_some());
+            if tokio::time::timeout(3 * self.options.election_timeout, found).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Waits until everything below `revision` is physically gone on this member.

@@ -239,6 +239,7 @@ fn member_options(config: &Config, identity: Identity) -> MemberOptions {
         txn_ops_max: config.max_txn_ops,
         lease_ttl_seconds_min: least_lease_ttl_seconds(config),
         quota_bytes: config.quota_backend_bytes.map_or(0, u64::cast_signed),
+        election_timeout: config.election_timeout,
         // As in etcd: five seconds for the disk and the network, and two elections.
         request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
     }
