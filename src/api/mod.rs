@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 mod encode;
 pub mod grpc;
 mod kv;
+mod lease;
 pub mod status;
 mod upkeep;
 
@@ -93,6 +94,9 @@ impl Api {
     /// From the path to the answer: the method is known before anything is read.
     async fn handle(&self, call: &Call, path: &str, body: Incoming) -> Result<Answer, Status> {
         let method = Method::find(path).ok_or_else(|| unknown_method(path))?;
+        if matches!(method, Method::LeaseKeepAlive) {
+            return self.lease_keep_alive(call, body).map(Answer::Open);
+        }
         let received = call.receive(body, self.message_bytes_max).await;
         let message = if method.is_stream() {
             received.map_err(grpc::as_in_streams)?.only()?
@@ -115,6 +119,11 @@ impl Api {
             Method::Alarm => self.alarm(message).await,
             Method::MemberList => self.member_list(message).await,
             Method::HealthCheck => Api::health_check(message),
+            Method::LeaseGrant => self.lease_grant(message).await,
+            Method::LeaseRevoke => self.lease_revoke(message).await,
+            Method::LeaseTimeToLive => self.lease_time_to_live(message).await,
+            Method::LeaseLeases => self.lease_leases(message),
+            Method::LeaseKeepAlive => unreachable!("opened above"),
             Method::RangeStream => {
                 let parts = self.range_stream(message).await?;
                 return Ok(Answer::Stream(parts));
@@ -148,6 +157,11 @@ enum Method {
     Alarm,
     MemberList,
     HealthCheck,
+    LeaseGrant,
+    LeaseRevoke,
+    LeaseKeepAlive,
+    LeaseTimeToLive,
+    LeaseLeases,
 }
 
 impl Method {
@@ -170,6 +184,11 @@ impl Method {
             "/etcdserverpb.Maintenance/Alarm" => Method::Alarm,
             "/etcdserverpb.Cluster/MemberList" => Method::MemberList,
             "/grpc.health.v1.Health/Check" => Method::HealthCheck,
+            "/etcdserverpb.Lease/LeaseGrant" => Method::LeaseGrant,
+            "/etcdserverpb.Lease/LeaseRevoke" => Method::LeaseRevoke,
+            lease::KEEP_ALIVE => Method::LeaseKeepAlive,
+            "/etcdserverpb.Lease/LeaseTimeToLive" => Method::LeaseTimeToLive,
+            "/etcdserverpb.Lease/LeaseLeases" => Method::LeaseLeases,
             _ => return None,
         })
     }
