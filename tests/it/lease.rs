@@ -1,8 +1,9 @@
 //! Leases as clients see them: keys go when they must, never before, whoever leads meanwhile.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use quorate::clock;
 use quorate::pb::etcdserverpb::lease_client::LeaseClient;
 use quorate::pb::etcdserverpb::{
@@ -259,4 +260,91 @@ async fn keep_some_alive(endpoint: &str, round: i64) -> Vec<Kept> {
         }
     }
     kept
+}
+
+/// Latencies of puts, each with the moment it began.
+type Latencies = Vec<(Instant, Duration)>;
+
+/// Puts one key after the other until `done`.
+async fn put_until(endpoint: &str, writer: usize, done: &Cell<bool>) -> Latencies {
+    let mut kv = kv(channel(endpoint, DEADLINE));
+    let mut latencies = Vec::new();
+    while !done.get() {
+        let began = clock::now();
+        kv.put(put(format!("put/{writer}"), "x")).await.expect("a put during the storm");
+        latencies.push((began, clock::now() - began));
+    }
+    latencies
+}
+
+/// The time that 99 of 100 puts that began in a span did not exceed, and how many there were.
+fn p99(latencies: &Latencies, from: Instant, to: Instant) -> (Duration, usize) {
+    let in_span = latencies.iter().filter(|(began, _)| (from..to).contains(began));
+    let mut in_span: Vec<Duration> = in_span.map(|(_, latency)| *latency).collect();
+    in_span.sort_unstable();
+    assert!(in_span.len() > 100, "only {} puts in a span", in_span.len());
+    (in_span[in_span.len() * 99 / 100], in_span.len())
+}
+
+/// `QUORATE_LEASES` leases with a key each end at once: all keys go, and puts hardly notice.
+#[tokio::test]
+async fn leases_that_end_at_once_do_not_hold_up_puts() {
+    let _busy = BUSY.lock().await;
+    let count = number("QUORATE_LEASES", 1000) as i64;
+    let server = Server::start_alone(&program_under_test());
+    let endpoint = server.endpoint();
+    let ttl = 4 + count / 500;
+    let channel = channel(endpoint, Duration::from_secs(60));
+    let granted = stream::iter(1..=count).for_each_concurrent(64, |id| {
+        let channel = channel.clone();
+        async move {
+            let request = LeaseGrantRequest { id, ttl };
+            LeaseClient::new(channel.clone()).lease_grant(request).await.expect("a grant");
+            let request = PutRequest { lease: id, ..put(format!("lease/{id}"), "x") };
+            kv(channel).put(request).await.expect("a put on a lease");
+        }
+    });
+    granted.await;
+    let mut stream = KeepAlives::open(endpoint).await;
+    let requests = stream.requests.clone();
+    let send = async {
+        for id in 1..=count {
+            requests.send(LeaseKeepAliveRequest { id }).await.expect("the stream is open");
+        }
+    };
+    let receive = async {
+        for id in 1..=count {
+            assert_eq!(stream.next().await, (id, ttl));
+        }
+    };
+    tokio::join!(send, receive);
+    let renewed = clock::now();
+
+    let done = Cell::new(false);
+    let writers = futures_util::future::join_all((0..8).map(|at| put_until(endpoint, at, &done)));
+    let storm = async {
+        tokio::time::sleep_until((renewed + Duration::from_secs(ttl as u64 - 1)).into()).await;
+        let mut first = None;
+        loop {
+            let (left, _) = self::count(endpoint, "lease/").await.expect("a count");
+            first = first.or_else(|| (left < count).then(clock::now));
+            if left == 0 {
+                done.set(true);
+                return (first.expect("it began"), clock::now());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    let (latencies, (first, last)) = tokio::join!(writers, storm);
+    let latencies = latencies.concat();
+    // It was noticed a moment after it began.
+    let first = first - 3 * POLL;
+    let (quiet, quiet_puts) = p99(&latencies, renewed, first);
+    let (stormy, stormy_puts) = p99(&latencies, first, last);
+    eprintln!(
+        "{count} leases went in {:?}; p99 of {quiet_puts} puts before: {quiet:?}, of {stormy_puts} \
+         during it: {stormy:?}",
+        last - first
+    );
+    assert!(stormy <= 3 * quiet.max(Duration::from_millis(5)), "{stormy:?} is over 3 × {quiet:?}");
 }
