@@ -1,4 +1,10 @@
 //! Leases as clients see them: keys go when they must, never before, whoever leads meanwhile.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `QUORATE_KILLS` | how many leaders are killed after keep-alives; 2 |
+//! | `QUORATE_LEASES` | how many leases end at once; 1000 |
+//! | `QUORATE_TEST_SERVER` | the binary to test instead of our own |
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -63,6 +63,7 @@ impl Table {
         let &LeaseTerm { id, ttl_seconds, expires_at_ms } = term;
         let look_at_ms = Some(expires_at_ms);
         let lease = Tracked { ttl_seconds, expires_at_ms, ends_at_ms: expires_at_ms, look_at_ms };
+        self.removed(id);
         self.leases.insert(id, lease);
         self.looks.insert((expires_at_ms, id));
         self.looks.first() == Some(&(expires_at_ms, id))
