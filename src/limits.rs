@@ -17,6 +17,38 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Default of `--max-txn-ops`: a Txn with more compares or operations is refused.
 pub const TXN_OPS_MAX_DEFAULT: usize = 128;
 
+/// Longest TTL of a lease in seconds; a longer one is refused (as in etcd).
+pub const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
+
+/// A keep-alive is answered from memory while the lease's last replicated renewal is not older, and
+/// a new leader lets each lease live for so much longer, because the old one may have done so.
+pub const LEASE_SLACK: Duration = Duration::from_secs(1);
+
+/// While keep-alives keep coming, their renewals are gathered for this long into one entry.
+pub const LEASE_RENEW_GATHER: Duration = Duration::from_millis(10);
+
+/// Leases in one entry of renewals, and in one call to the leader; more wait for the next.
+pub const LEASE_RENEWALS_MAX: usize = 10_000;
+
+/// Keep-alives that wait for a renewal; beyond it they get `too many requests`.
+pub const LEASE_RENEWALS_WAITING_MAX: usize = 200_000;
+
+/// Keep-alives of leases that are about to go are looked at again after this.
+pub const LEASE_ENDING_POLL: Duration = Duration::from_millis(50);
+
+/// Leases and keys that one entry of expiries ends; a lease with more keys still goes whole. Small,
+/// because writes wait while such an entry is applied.
+pub const LEASE_EXPIRE_BATCH: usize = 256;
+
+/// Between two entries of expiries writes have the log to themselves for this long.
+pub const LEASE_EXPIRE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Longest sleep before the leases are looked at again; timers of years are not worth their trouble.
+pub const LEASE_LOOK_MAX: Duration = Duration::from_secs(3600);
+
+/// Answers that one keep-alive stream owes; then it reads no more requests.
+pub const LEASE_STREAM_PENDING_MAX: usize = 4096;
+
 /// What a log entry adds around one command; etcd counts its own envelope likewise.
 pub const COMMAND_OVERHEAD_BYTES: usize = 16;
 
@@ -103,6 +135,9 @@ pub const HASH_STEP_RECORDS: usize = 1000;
 
 /// Parts of a streamed answer that wait for the client; then reading pauses.
 pub const STREAM_PARTS_MAX: usize = 2;
+
+/// Bytes of answers on one bidi stream that wait for the client; then its handler pauses.
+pub const STREAM_ANSWERS_BYTES_MAX: usize = 128 * 1024;
 
 /// Keys in the first part of a RangeStream, as in etcd.
 pub const STREAM_FIRST_PART_KEYS: i64 = 10;

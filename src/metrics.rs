@@ -11,7 +11,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
 
 /// Methods counted one by one; the rest share the last counter.
-const METHODS: [(&str, &str); 11] = [
+const METHODS: [(&str, &str); 16] = [
     ("etcdserverpb.KV", "Range"),
     ("etcdserverpb.KV", "Put"),
     ("etcdserverpb.KV", "Txn"),
@@ -22,6 +22,11 @@ const METHODS: [(&str, &str); 11] = [
     ("etcdserverpb.Maintenance", "Alarm"),
     ("etcdserverpb.Cluster", "MemberList"),
     ("grpc.health.v1.Health", "Check"),
+    ("etcdserverpb.Lease", "LeaseGrant"),
+    ("etcdserverpb.Lease", "LeaseRevoke"),
+    ("etcdserverpb.Lease", "LeaseKeepAlive"),
+    ("etcdserverpb.Lease", "LeaseTimeToLive"),
+    ("etcdserverpb.Lease", "LeaseLeases"),
     ("other", "other"),
 ];
 
@@ -91,6 +96,14 @@ pub struct Gauges {
     pub compact_revision: u64,
     /// This member's id.
     pub member_id: u64,
+    /// Leases granted.
+    pub leases_granted: u64,
+    /// Leases revoked or expired.
+    pub leases_revoked: u64,
+    /// Keep-alives answered as the leader.
+    pub leases_renewed: u64,
+    /// Leases ended as the leader.
+    pub leases_expired: u64,
 }
 
 impl Default for Metrics {
@@ -128,6 +141,11 @@ impl Metrics {
     /// A message came in.
     pub fn received(&self, bytes: usize) {
         self.received_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Bytes of a stream went out.
+    pub fn sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
     /// A call was answered with `bytes`.
@@ -223,6 +241,15 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
     ];
     for (name, value) in plain {
         single(text, name, "gauge", value);
+    }
+    let leases = [
+        ("etcd_debugging_lease_granted_total", gauges.leases_granted),
+        ("etcd_debugging_lease_revoked_total", gauges.leases_revoked),
+        ("etcd_debugging_lease_renewed_total", gauges.leases_renewed),
+        ("etcd_debugging_server_lease_expired_total", gauges.leases_expired),
+    ];
+    for (name, value) in leases {
+        single(text, name, "counter", value);
     }
     let labelled = [
         ("etcd_server_id", "server_id", format!("{:x}", gauges.member_id)),

@@ -111,7 +111,15 @@ fn put_response(out: &mut BytesMut, response: &Response) {
         }
         Response::Range(answer) => put_range(out, answer),
         Response::Txn(answer) => put_txn(out, answer),
-        Response::Compact | Response::PublishMember => {}
+        Response::LeaseGrant(term) => {
+            put_int(out, 2, term.id);
+            put_int(out, 3, term.ttl_seconds);
+        }
+        Response::Compact
+        | Response::PublishMember
+        | Response::LeaseRevoke(_)
+        | Response::LeaseRenew(_)
+        | Response::LeaseExpire(_) => {}
     }
 }
 
@@ -132,7 +140,12 @@ fn put_txn(out: &mut BytesMut, answer: &TxnAnswer) {
             Response::Put(_) => 2,
             Response::DeleteRange(_) => 3,
             Response::Txn(_) => 4,
-            Response::Compact | Response::PublishMember => continue,
+            Response::Compact
+            | Response::PublishMember
+            | Response::LeaseGrant(_)
+            | Response::LeaseRevoke(_)
+            | Response::LeaseRenew(_)
+            | Response::LeaseExpire(_) => continue,
         };
         let mut encoded = BytesMut::with_capacity(SMALL_FIELDS_BYTES);
         put_header(&mut encoded, &header);

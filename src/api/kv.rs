@@ -67,7 +67,7 @@ impl Api {
         Ok(answer?)
     }
 
-    async fn write(&self, command: Command) -> Result<Bytes, Status> {
+    pub(super) async fn write(&self, command: Command) -> Result<Bytes, Status> {
         let applied = self.member.propose(&self.shard, command).await?;
         let response = applied.outcome?;
         Ok(encode::response(&self.member.header(applied.revision), &response))

@@ -15,16 +15,17 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use crate::limits;
-use crate::member::{Member, Shard};
+use crate::member::{Error, Member, Shard};
 use crate::metrics::Metrics;
 
 mod encode;
 pub mod grpc;
 mod kv;
+mod lease;
 pub mod status;
 mod upkeep;
 
-use grpc::{Body, Call};
+use grpc::{AnswerQueue, Answers, Body, Bounds, Call, Meter, Requests};
 use status::{Code, Status};
 
 /// The etcd API as one serving thread offers it.
@@ -62,6 +63,7 @@ impl Api {
                 call.answer(message)
             }
             Ok(Answer::Stream(messages)) => call.answer_stream(messages),
+            Ok(Answer::Open(queue)) => call.answer_open(queue),
             Err(status) => {
                 self.metrics.handled(path, status.code as usize, 0);
                 call.refuse(&status)
@@ -69,9 +71,32 @@ impl Api {
         }
     }
 
+    /// Opens a bidi call at `path`: a task takes requests and answers, the connection the queue.
+    fn open(
+        &self,
+        call: &Call,
+        path: &'static str,
+        body: Incoming,
+    ) -> Result<(Requests, Answers, AnswerQueue), Status> {
+        let bounds = Bounds {
+            request_bytes_max: self.message_bytes_max,
+            answers_bytes_max: limits::STREAM_ANSWERS_BYTES_MAX,
+        };
+        let metrics = Arc::clone(&self.metrics);
+        let opened = call.open(body, bounds, Meter { metrics, path })?;
+        call.check_version()?;
+        if call.needs_leader && self.member.node().leadership().leader.is_none() {
+            return Err(Error::NoLeader.into());
+        }
+        Ok(opened)
+    }
+
     /// From the path to the answer: the method is known before anything is read.
     async fn handle(&self, call: &Call, path: &str, body: Incoming) -> Result<Answer, Status> {
         let method = Method::find(path).ok_or_else(|| unknown_method(path))?;
+        if matches!(method, Method::LeaseKeepAlive) {
+            return self.lease_keep_alive(call, body).map(Answer::Open);
+        }
         let received = call.receive(body, self.message_bytes_max).await;
         let message = if method.is_stream() {
             received.map_err(grpc::as_in_streams)?.only()?
@@ -80,6 +105,9 @@ impl Api {
         };
         self.metrics.received(message.len());
         call.check_version()?;
+        if call.needs_leader && self.member.node().leadership().leader.is_none() {
+            return Err(Error::NoLeader.into());
+        }
         let answered = match method {
             Method::Range => self.range(message).await,
             Method::Put => self.put(message).await,
@@ -91,6 +119,11 @@ impl Api {
             Method::Alarm => self.alarm(message).await,
             Method::MemberList => self.member_list(message).await,
             Method::HealthCheck => Api::health_check(message),
+            Method::LeaseGrant => self.lease_grant(message).await,
+            Method::LeaseRevoke => self.lease_revoke(message).await,
+            Method::LeaseTimeToLive => self.lease_time_to_live(message).await,
+            Method::LeaseLeases => self.lease_leases(message),
+            Method::LeaseKeepAlive => unreachable!("opened above"),
             Method::RangeStream => {
                 let parts = self.range_stream(message).await?;
                 return Ok(Answer::Stream(parts));
@@ -106,6 +139,8 @@ enum Answer {
     Unary(Bytes),
     /// Framed messages as they come.
     Stream(mpsc::Receiver<Result<Bytes, Status>>),
+    /// Framed messages of a call whose other direction stays open, too.
+    Open(AnswerQueue),
 }
 
 /// The methods that are served.
@@ -122,6 +157,11 @@ enum Method {
     Alarm,
     MemberList,
     HealthCheck,
+    LeaseGrant,
+    LeaseRevoke,
+    LeaseKeepAlive,
+    LeaseTimeToLive,
+    LeaseLeases,
 }
 
 impl Method {
@@ -144,6 +184,11 @@ impl Method {
             "/etcdserverpb.Maintenance/Alarm" => Method::Alarm,
             "/etcdserverpb.Cluster/MemberList" => Method::MemberList,
             "/grpc.health.v1.Health/Check" => Method::HealthCheck,
+            "/etcdserverpb.Lease/LeaseGrant" => Method::LeaseGrant,
+            "/etcdserverpb.Lease/LeaseRevoke" => Method::LeaseRevoke,
+            lease::KEEP_ALIVE => Method::LeaseKeepAlive,
+            "/etcdserverpb.Lease/LeaseTimeToLive" => Method::LeaseTimeToLive,
+            "/etcdserverpb.Lease/LeaseLeases" => Method::LeaseLeases,
             _ => return None,
         })
     }

@@ -65,8 +65,11 @@ fn request_error_code(error: &RequestError) -> Code {
         | RequestError::DuplicateKey
         | RequestError::InvalidSortOption
         | RequestError::RequestTooLarge => Code::InvalidArgument,
-        RequestError::Compacted | RequestError::FutureRev => Code::OutOfRange,
+        RequestError::Compacted | RequestError::FutureRev | RequestError::LeaseTtlTooLarge => {
+            Code::OutOfRange
+        }
         RequestError::LeaseNotFound => Code::NotFound,
+        RequestError::LeaseExists => Code::FailedPrecondition,
         RequestError::NoSpace => Code::ResourceExhausted,
     }
 }

@@ -19,20 +19,25 @@ use crate::identity::{ClusterId, MemberId};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{RequestOp, ResponseHeader};
 use crate::pb::quorate::command::{Command, Group, PublishMember, command::Body};
+use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
 use crate::raft::{Forwarded, GroupId, Node, Observer, Store, WriteError};
 use crate::state::{Applied, ColdPair, RequestError, Response};
 use crate::tasks;
 
 mod compact;
 mod error;
+mod lease;
+pub(crate) mod lessor;
 mod propose;
 mod read;
 pub(crate) mod shard;
 
 pub use error::Error;
+pub use lessor::{KeepAlive, LeaseCounts};
 pub use shard::{Reply, Shard};
 
 use compact::Compactor;
+use lessor::Lessor;
 use propose::{Proposer, ProposerOptions};
 use read::ReadRequest;
 
@@ -51,8 +56,12 @@ pub struct MemberOptions {
     pub request_bytes_max: usize,
     /// `--max-txn-ops`.
     pub txn_ops_max: usize,
+    /// The least TTL that a lease is granted, in seconds: three halves of an election timeout.
+    pub lease_ttl_seconds_min: i64,
     /// `--quota-backend-bytes`, as Status reports it.
     pub quota_bytes: i64,
+    /// `--election-timeout`.
+    pub election_timeout: Duration,
     /// How long a request may take: 5 s and two election timeouts, as in etcd.
     pub request_timeout: Duration,
 }
@@ -62,6 +71,7 @@ pub struct Seed {
     options: MemberOptions,
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
+    lessor: Arc<Lessor>,
     compactor_woken: std::sync::mpsc::Receiver<()>,
     shards: Vec<Arc<Shard>>,
     deliveries: Vec<mpsc::UnboundedReceiver<shard::Delivery>>,
@@ -82,8 +92,9 @@ impl Seed {
             request_timeout: options.request_timeout,
         };
         let proposer = Arc::new(Proposer::new(proposer_options, shards.clone()));
+        let lessor = Lessor::new(options.member_id.0, options.request_timeout, shards.clone());
         let (compactor, compactor_woken) = Compactor::new();
-        Seed { options, proposer, compactor, compactor_woken, shards, deliveries, on_fatal }
+        Seed { options, proposer, compactor, lessor, compactor_woken, shards, deliveries, on_fatal }
     }
 
     /// Whom raft tells what it applied.
@@ -91,6 +102,7 @@ impl Seed {
         Arc::new(MemberObserver {
             proposer: Arc::clone(&self.proposer),
             compactor: Arc::clone(&self.compactor),
+            lessor: Arc::clone(&self.lessor),
             on_fatal: Arc::clone(&self.on_fatal),
         })
     }
@@ -103,6 +115,7 @@ impl Seed {
         let timeout = self.options.request_timeout;
         tasks::spawn("proposer", Arc::clone(&self.proposer).run(Arc::clone(&node)));
         tasks::spawn("reader", read::run(Arc::clone(&node), read_requests, timeout));
+        self.lessor.start(&node);
         let on_fatal = Arc::clone(&self.on_fatal);
         let shared = Arc::clone(node.shared());
         Arc::clone(&self.compactor).start(self.compactor_woken, shared, move |error| {
@@ -114,6 +127,7 @@ impl Seed {
             node,
             proposer: self.proposer,
             compactor: self.compactor,
+            lessor: self.lessor,
             reads,
         });
         tasks::spawn("sweeper", Arc::clone(&member).sweep());
@@ -141,6 +155,7 @@ impl ShardSeat {
 struct MemberObserver {
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
+    lessor: Arc<Lessor>,
     on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -148,6 +163,9 @@ impl Observer for MemberObserver {
     fn applied(&self, group: GroupId, outcomes: Vec<Applied>) {
         if outcomes.iter().any(|applied| matches!(applied.outcome, Ok(Response::Compact))) {
             self.compactor.wake();
+        }
+        if outcomes.iter().any(lessor::concerns_leases) {
+            self.lessor.observe(group, &outcomes);
         }
         self.proposer.complete(group, outcomes);
     }
@@ -169,6 +187,7 @@ pub struct Member {
     node: Arc<Node>,
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
+    lessor: Arc<Lessor>,
     reads: mpsc::UnboundedSender<ReadRequest>,
 }
 
@@ -246,6 +265,18 @@ impl Member {
         self.proposer.pending_groups() as u64
     }
 
+    /// Resolves when this member has known no leader for three election timeouts, as in etcd.
+    pub async fn leader_lost(&self) {
+        let mut news = self.node.watch_leadership();
+        // The sender lives as long as the node.
+        while news.wait_for(|now| now.leader.is_none()).await.is_ok() {
+            let found = news.wait_for(|now| now.leader.is_some());
+            if tokio::time::timeout(3 * self.options.election_timeout, found).await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Waits until everything below `revision` is physically gone on this member.
     pub async fn compaction_finished(&self, revision: i64) {
         self.compactor.finished(revision).await;
@@ -294,9 +325,14 @@ impl Member {
 /// Whether `command` makes the store grow; deletes and compaction are taken on a full disk.
 fn adds_data(command: &Body) -> bool {
     match command {
-        Body::Put(_) => true,
+        Body::Put(_) | Body::LeaseGrant(_) => true,
         Body::Txn(request) => has_put(&request.success) || has_put(&request.failure),
-        Body::DeleteRange(_) | Body::Compact(_) | Body::PublishMember(_) => false,
+        Body::DeleteRange(_)
+        | Body::Compact(_)
+        | Body::PublishMember(_)
+        | Body::LeaseRevoke(_)
+        | Body::LeaseRenew(_)
+        | Body::LeaseExpire(_) => false,
     }
 }
 
@@ -327,5 +363,16 @@ impl Forwarded for Member {
             self.reads.send(ReadRequest::Peer(sender)).ok()?;
             receiver.await.ok()
         })
+    }
+
+    fn renew_leases(&self, ids: Vec<i64>) -> BoxFuture<'_, Option<Vec<i64>>> {
+        Box::pin(self.renew_for_peer(ids))
+    }
+
+    fn lease_time_to_live(
+        &self,
+        request: LeaseTimeToLiveRequest,
+    ) -> BoxFuture<'_, Option<LeaseTimeToLiveReply>> {
+        Box::pin(self.time_to_live_for_peer(request))
     }
 }

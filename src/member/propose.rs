@@ -21,6 +21,7 @@ use super::Error;
 use super::shard::{Delivery, Reply, ReplySlot, Shard};
 use crate::clock;
 use crate::limits;
+use crate::pb::quorate::command::command::Body;
 use crate::pb::quorate::command::{Command, Group, Proposal};
 use crate::raft::{GroupId, Node, WriteError};
 use crate::state::{Applied, RequestError};
@@ -43,10 +44,34 @@ pub(crate) struct Proposer {
 #[derive(Default)]
 struct Queue {
     own: VecDeque<Queued>,
+    /// What goes before all others, however long they wait.
+    urgent: VecDeque<Queued>,
     own_bytes: usize,
     foreign: VecDeque<Foreign>,
     last_sequence: u64,
     closed: bool,
+}
+
+impl Queue {
+    /// The command that goes next.
+    fn next(&self) -> Option<&Queued> {
+        self.urgent.front().or_else(|| self.own.front())
+    }
+
+    fn take_next(&mut self) -> Option<Queued> {
+        self.urgent.pop_front().or_else(|| self.take_own())
+    }
+
+    fn take_own(&mut self) -> Option<Queued> {
+        let next = self.own.pop_front()?;
+        self.own_bytes -= next.bytes;
+        Some(next)
+    }
+}
+
+/// As in etcd: ending a lease is never put off, so that a member that has too much to do loses some.
+fn is_urgent(command: &Command) -> bool {
+    matches!(command.body, Some(Body::LeaseRevoke(_)))
 }
 
 struct Queued {
@@ -117,18 +142,22 @@ impl Proposer {
             if queue.closed {
                 return Err(Error::Stopped);
             }
-            if queue.own_bytes + bytes > limits::PROPOSALS_QUEUED_BYTES_MAX
-                || queue.own.len() >= limits::PROPOSALS_QUEUED_MAX
-            {
-                return Err(Error::TooManyRequests);
+            let slot = ReplySlot { shard, sender };
+            let queued = Queued { command, bytes, slot, deadline };
+            if is_urgent(&queued.command) {
+                if queue.urgent.len() >= limits::PROPOSALS_QUEUED_MAX {
+                    return Err(Error::TooManyRequests);
+                }
+                queue.urgent.push_back(queued);
+            } else {
+                if queue.own_bytes + bytes > limits::PROPOSALS_QUEUED_BYTES_MAX
+                    || queue.own.len() >= limits::PROPOSALS_QUEUED_MAX
+                {
+                    return Err(Error::TooManyRequests);
+                }
+                queue.own_bytes += bytes;
+                queue.own.push_back(queued);
             }
-            queue.own_bytes += bytes;
-            queue.own.push_back(Queued {
-                command,
-                bytes,
-                slot: ReplySlot { shard, sender },
-                deadline,
-            });
         }
         self.queued.notify_one();
         Ok(receiver)
@@ -166,14 +195,13 @@ impl Proposer {
         let mut queue = self.queue.lock();
         let mut groups = Vec::with_capacity(1);
         let (mut commands, mut slots, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while let Some(next) = queue.own.front() {
+        while let Some(next) = queue.next() {
             let full = bytes + next.bytes > limits::PROPOSAL_BYTES_MAX
                 || commands.len() >= limits::PROPOSAL_COMMANDS_MAX;
             if full && !commands.is_empty() {
                 break;
             }
-            let Some(next) = queue.own.pop_front() else { break };
-            queue.own_bytes -= next.bytes;
+            let Some(next) = queue.take_next() else { break };
             bytes += next.bytes;
             commands.push(next.command);
             slots.push(next.slot);
@@ -198,7 +226,7 @@ impl Proposer {
         if groups.is_empty() {
             return None;
         }
-        let more = !queue.own.is_empty() || !queue.foreign.is_empty();
+        let more = queue.next().is_some() || !queue.foreign.is_empty();
         if more {
             self.queued.notify_one();
         }
@@ -210,7 +238,7 @@ impl Proposer {
     async fn drive(&self, node: &Node, mut attempt: Attempt) {
         loop {
             let result = if node.is_leader() {
-                attempt.proposal.time_unix_ms = clock::unix_ms();
+                attempt.proposal.time_unix_ms = node.clock_ms();
                 node.write(attempt.proposal.encode_to_vec().into()).await
             } else {
                 self.forward(node, &mut attempt).await
@@ -294,9 +322,12 @@ impl Proposer {
         }
         {
             let mut queue = self.queue.lock();
+            while queue.next().is_some_and(|first| first.deadline <= now) {
+                let Some(first) = queue.take_next() else { break };
+                expired.push(first.slot);
+            }
             while queue.own.front().is_some_and(|first| first.deadline <= now) {
-                let Some(first) = queue.own.pop_front() else { break };
-                queue.own_bytes -= first.bytes;
+                let Some(first) = queue.take_own() else { break };
                 expired.push(first.slot);
             }
         }

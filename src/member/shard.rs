@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
+use super::lessor::Renewal;
 use crate::state::Applied;
 
 /// The outcome of one command, or why there is none.
@@ -25,6 +26,8 @@ pub(crate) struct ReplySlot {
 pub(crate) enum Delivery {
     /// Outcomes of commands.
     Replies(Vec<(oneshot::Sender<Reply>, Reply)>),
+    /// Answers to keep-alives.
+    Renewals(Vec<(oneshot::Sender<Renewal>, Renewal)>),
     /// The read round that was in flight has ended.
     ReadRound(Result<(), ReadRefused>),
 }
@@ -121,6 +124,12 @@ impl Shard {
                     for (sender, reply) in replies {
                         // A client that went away does not wait for its reply.
                         sender.send(reply).ok();
+                    }
+                }
+                Delivery::Renewals(renewals) => {
+                    for (sender, renewal) in renewals {
+                        // A client that went away does not wait for its answer.
+                        sender.send(renewal).ok();
                     }
                 }
                 Delivery::ReadRound(result) => {

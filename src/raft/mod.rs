@@ -21,6 +21,7 @@
 use crate::state::{Applied, State};
 use crate::storage::sled::SledBackend;
 
+mod cluster_clock;
 pub mod codec;
 mod confirm;
 mod log_hold;
@@ -36,6 +37,7 @@ mod state_machine;
 pub mod types;
 mod wire;
 
+pub use cluster_clock::ClusterClock;
 pub use node::{Leadership, Node, NodeOptions, NodeParts, StartError};
 pub use service::{Forwarded, PeerService};
 pub use shared::{Shared, SoleVoter};

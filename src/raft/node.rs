@@ -25,6 +25,7 @@ use crate::clock;
 use crate::data_dir::DataDir;
 use crate::limits;
 use crate::pb::quorate::command::Group;
+use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
 use crate::state::Options;
 use crate::tasks;
 
@@ -187,6 +188,11 @@ impl Node {
         &self.peers
     }
 
+    /// The cluster's clock in milliseconds.
+    pub fn clock_ms(&self) -> u64 {
+        self.shared.clock.read(clock::now(), clock::unix_ms)
+    }
+
     /// Who leads.
     pub fn leadership(&self) -> Leadership {
         *self.leadership.borrow()
@@ -268,6 +274,32 @@ impl Node {
         let mut news = self.leadership.subscribe();
         // The sender lives as long as `self`.
         drop(news.wait_for(|now| now.leader.is_some_and(|leader| leader != member)).await);
+    }
+
+    /// Has the leader renew leases; one answer for each, see `peer.proto`.
+    pub async fn forward_renewals(&self, ids: Vec<i64>, timeout: Duration) -> Option<Vec<i64>> {
+        let leadership = self.leadership();
+        let leader = leadership.leader.filter(|_| !leadership.is_leader)?;
+        tokio::select! {
+            biased;
+            answer = self.peers.renew_leases(leader, ids, timeout) => answer.ok(),
+            () = self.leader_is_not(leader) => None,
+        }
+    }
+
+    /// Asks the leader how long a lease still lives.
+    pub async fn forward_time_to_live(
+        &self,
+        request: LeaseTimeToLiveRequest,
+        timeout: Duration,
+    ) -> Option<LeaseTimeToLiveReply> {
+        let leadership = self.leadership();
+        let leader = leadership.leader.filter(|_| !leadership.is_leader)?;
+        tokio::select! {
+            biased;
+            answer = self.peers.lease_time_to_live(leader, request, timeout) => answer.ok(),
+            () = self.leader_is_not(leader) => None,
+        }
     }
 
     /// Waits until leadership changes, but not longer than `timeout`.

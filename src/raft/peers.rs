@@ -17,7 +17,10 @@ use super::WriteError;
 use crate::limits;
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::peer_client::PeerClient;
-use crate::pb::quorate::peer::{ProposeRequest, ReadIndexRequest};
+use crate::pb::quorate::peer::{
+    LeaseRenewRequest, LeaseTimeToLiveReply, LeaseTimeToLiveRequest, ProposeRequest,
+    ReadIndexRequest,
+};
 
 /// Metadata keys that every call between members carries.
 pub(crate) const CLUSTER_ID: &str = "quorate-cluster-id";
@@ -150,6 +153,33 @@ impl Peers {
         let mut request = self.request(leader, ReadIndexRequest {});
         request.set_timeout(timeout);
         Ok(client.read_index(request).await?.into_inner().index)
+    }
+
+    /// Has `leader` renew leases.
+    pub(crate) async fn renew_leases(
+        &self,
+        leader: u64,
+        ids: Vec<i64>,
+        timeout: Duration,
+    ) -> Result<Vec<i64>, tonic::Status> {
+        let mut client = PeerClient::new(self.channel(leader).map_err(unavailable)?);
+        let mut request = self.request(leader, LeaseRenewRequest { ids });
+        request.set_timeout(timeout);
+        Ok(client.lease_renew(request).await?.into_inner().ttls)
+    }
+
+    /// Asks `leader` how long a lease still lives.
+    pub(crate) async fn lease_time_to_live(
+        &self,
+        leader: u64,
+        request: LeaseTimeToLiveRequest,
+        timeout: Duration,
+    ) -> Result<LeaseTimeToLiveReply, tonic::Status> {
+        let client = PeerClient::new(self.channel(leader).map_err(unavailable)?);
+        let mut client = client.max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX);
+        let mut request = self.request(leader, request);
+        request.set_timeout(timeout);
+        Ok(client.lease_time_to_live(request).await?.into_inner())
     }
 
     /// Has `leader` propose `group`.

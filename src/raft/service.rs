@@ -14,7 +14,8 @@ use super::{WriteError, codec, wire};
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::peer_server::Peer;
 use crate::pb::quorate::peer::{
-    AppendRequest, AppendResponse, ConfirmReply, ConfirmRequest, ProposeReply, ProposeRequest,
+    AppendRequest, AppendResponse, ConfirmReply, ConfirmRequest, LeaseRenewReply,
+    LeaseRenewRequest, LeaseTimeToLiveReply, LeaseTimeToLiveRequest, ProposeReply, ProposeRequest,
     ReadIndexReply, ReadIndexRequest, SnapshotFrame, SnapshotReply, TransferLeaderReply,
     TransferLeaderRequest, VoteRequest, VoteResponse,
 };
@@ -25,6 +26,13 @@ pub trait Forwarded: Send + Sync + 'static {
     fn propose(&self, group: Group) -> BoxFuture<'_, Result<(), WriteError>>;
     /// The index that a linearizable read must wait for, from a read round shared with others.
     fn read_index(&self) -> BoxFuture<'_, Option<u64>>;
+    /// Renews leases for a follower; one answer for each, none if this member does not lead.
+    fn renew_leases(&self, ids: Vec<i64>) -> BoxFuture<'_, Option<Vec<i64>>>;
+    /// How long a lease still lives, for a follower; none if this member does not lead.
+    fn lease_time_to_live(
+        &self,
+        request: LeaseTimeToLiveRequest,
+    ) -> BoxFuture<'_, Option<LeaseTimeToLiveReply>>;
 }
 
 /// The `Peer` service of one member.
@@ -122,6 +130,28 @@ impl Peer for PeerService {
         let from = self.node.peers().check(request.metadata())?;
         let answers = self.node.answer_confirmations(from, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_renew(
+        &self,
+        request: Request<LeaseRenewRequest>,
+    ) -> Result<Response<LeaseRenewReply>, Status> {
+        self.check(&request)?;
+        match self.forwarded.renew_leases(request.into_inner().ids).await {
+            Some(ttls) => Ok(Response::new(LeaseRenewReply { ttls })),
+            None => Err(Status::unavailable("etcdserver: not leader")),
+        }
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveReply>, Status> {
+        self.check(&request)?;
+        match self.forwarded.lease_time_to_live(request.into_inner()).await {
+            Some(reply) => Ok(Response::new(reply)),
+            None => Err(Status::unavailable("etcdserver: not leader")),
+        }
     }
 
     async fn propose(

@@ -7,10 +7,12 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
+use super::cluster_clock::ClusterClock;
 use super::log_hold::LogHold;
 use super::log_store::LogStore;
 use super::types::StoredMembership;
 use super::{Observer, Store};
+use crate::clock;
 use crate::data_dir::DataDir;
 use crate::limits;
 use crate::state::{Options, Position};
@@ -26,6 +28,8 @@ pub struct Shared {
     pub state_options: Options,
     /// Size of the storage's cache in bytes.
     pub storage_cache_bytes: usize,
+    /// What time it is for the cluster.
+    pub clock: ClusterClock,
     pub(crate) log: LogStore,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) data_dir: Arc<Mutex<DataDir>>,
@@ -55,10 +59,13 @@ impl Shared {
     pub(crate) fn new(parts: SharedParts) -> Arc<Shared> {
         let index = parts.state.applied().map_or(0, |at| at.index);
         let drained = Arc::new(Notify::new());
+        let state_ms = parts.state.time_unix_ms();
+        let member_id = parts.sole_voter.member_id;
         let shared = Arc::new(Shared {
             state: RwLock::new(parts.state),
             state_options: parts.state_options,
             storage_cache_bytes: parts.storage_cache_bytes,
+            clock: ClusterClock::new(member_id, state_ms, clock::now()),
             log: parts.log,
             observer: parts.observer,
             data_dir: parts.data_dir,

@@ -26,7 +26,7 @@ use crate::pb::quorate::peer::{SnapshotFooter, SnapshotFrame, SnapshotHeader, Sn
 use crate::state::{SnapshotReader, SnapshotWriter, State};
 use crate::storage::sled::{SledBackend, SledOptions};
 use crate::storage::{Backend, StorageError};
-use crate::{limits, tasks};
+use crate::{clock, limits, tasks};
 
 /// What openraft passes around as a snapshot.
 pub enum SnapshotData {
@@ -104,8 +104,10 @@ pub(crate) async fn install(
     let flipped = tokio::task::spawn_blocking(move || {
         data_dir.lock().flip_to(directory).map_err(io::Error::other)?;
         let at = state.applied();
+        let (leader, state_ms) = (at.map_or(0, |at| at.leader), state.time_unix_ms());
         let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
         *shared_for_flip.replaced.lock() = Some(Arc::downgrade(old.backend()));
+        shared_for_flip.clock.applied(leader, state_ms, clock::now());
         drop(old);
         Ok::<_, io::Error>(at)
     });

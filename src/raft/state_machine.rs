@@ -18,6 +18,7 @@ use super::shared::Shared;
 use super::snapshot::{self, SnapshotData};
 use super::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use super::{GroupId, codec};
+use crate::clock;
 use crate::pb::quorate::command::Proposal;
 use crate::pb::quorate::peer as pb;
 use crate::state::Position;
@@ -39,10 +40,12 @@ impl StateMachine {
             io::Error::new(io::ErrorKind::InvalidData, format!("log entry {}: {error}", at.index))
         })?;
         let commands = proposal.groups.iter().flat_map(|group| &group.commands);
-        let applied = {
+        let (applied, state_ms) = {
             let mut state = self.shared.state.write();
-            state.apply(at, proposal.time_unix_ms, commands).map_err(storage_failed)?
+            let applied = state.apply(at, proposal.time_unix_ms, commands);
+            (applied.map_err(storage_failed)?, state.time_unix_ms())
         };
+        self.shared.clock.applied(at.leader, state_ms, clock::now());
         let mut applied = applied.into_iter();
         for group in &proposal.groups {
             let id = GroupId { origin: group.origin, epoch: group.epoch, sequence: group.sequence };

@@ -97,6 +97,7 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
     let leadership = node.leadership();
     let state = member.state();
     let db_bytes = state.backend().size_bytes();
+    let leases = member.lease_counts();
     metrics.leader_changes.store(node.leader_changes(), Relaxed);
     Gauges {
         has_leader: leadership.leader.is_some(),
@@ -112,6 +113,10 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
         revision: state.revision().cast_unsigned(),
         compact_revision: state.compact_revision().max(0).cast_unsigned(),
         member_id: member.options().member_id.0,
+        leases_granted: leases.granted.load(Relaxed),
+        leases_revoked: leases.revoked.load(Relaxed),
+        leases_renewed: leases.renewed.load(Relaxed),
+        leases_expired: leases.expired.load(Relaxed),
     }
 }
 

@@ -237,10 +237,19 @@ fn member_options(config: &Config, identity: Identity) -> MemberOptions {
         client_urls: config.advertise_client_urls.iter().map(|url| url.as_str().into()).collect(),
         request_bytes_max: config.max_request_bytes,
         txn_ops_max: config.max_txn_ops,
+        lease_ttl_seconds_min: least_lease_ttl_seconds(config),
         quota_bytes: config.quota_backend_bytes.map_or(0, u64::cast_signed),
+        election_timeout: config.election_timeout,
         // As in etcd: five seconds for the disk and the network, and two elections.
         request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
     }
+}
+
+/// As in etcd: three halves of an election timeout, in whole heartbeats, rounded up to seconds.
+fn least_lease_ttl_seconds(config: &Config) -> i64 {
+    let heartbeat = config.heartbeat_interval.as_millis().max(1);
+    let heartbeats = config.election_timeout.as_millis() / heartbeat * 3 / 2;
+    i64::try_from((heartbeats * heartbeat).div_ceil(1000)).unwrap_or(i64::MAX).max(1)
 }
 
 fn node_options(config: &Config, identity: Identity) -> NodeOptions {

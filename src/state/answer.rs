@@ -34,6 +34,34 @@ pub enum Response {
     Compact,
     /// The member's name and client URLs are known.
     PublishMember,
+    /// The lease is granted.
+    LeaseGrant(LeaseTerm),
+    /// The lease with this id is gone, and its keys with it.
+    LeaseRevoke(i64),
+    /// The leases that were there live longer.
+    LeaseRenew(Vec<LeaseTerm>),
+    /// The lease had run out and is gone with its keys, or it lives on.
+    LeaseExpire(LeaseExpiry),
+}
+
+/// How long a lease lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseTerm {
+    /// The lease.
+    pub id: i64,
+    /// What it was granted for, and what each renewal gives, in seconds.
+    pub ttl_seconds: i64,
+    /// When it ends on the state's clock, in milliseconds, unless it is renewed.
+    pub expires_at_ms: u64,
+}
+
+/// What became of a lease whose end a leader saw pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseExpiry {
+    /// The lease.
+    pub id: i64,
+    /// Whether it went; not if it was renewed, revoked or granted anew before.
+    pub is_expired: bool,
 }
 
 /// The answer to a Put.

@@ -37,6 +37,12 @@ pub enum RequestError {
     /// A lease that does not exist.
     #[error("etcdserver: requested lease not found")]
     LeaseNotFound,
+    /// A lease with this id exists already.
+    #[error("etcdserver: lease already exists")]
+    LeaseExists,
+    /// A TTL above nine billion seconds.
+    #[error("etcdserver: too large lease TTL")]
+    LeaseTtlTooLarge,
     /// The quota is used up: only deletes and compaction are taken.
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,

@@ -18,6 +18,7 @@
 //! - `mvcc`: the index of keys and the bytes of a change. `write`: the transaction that changes them.
 //! - `range`, `frames`: reading keys in bounded steps. `txn`: compares and branches.
 //! - `records`: how a change lies in the storage.
+//! - `lease`: who lives how long, and which keys go with it.
 //! - `compact`: dropping history. `pins`: who still reads it. `hash`: proof that members agree.
 //! - `snapshot`: the whole state as a stream of pairs. `history`: events of past revisions.
 
@@ -35,6 +36,7 @@ mod frames;
 pub mod hash;
 pub mod history;
 pub mod key_range;
+mod lease;
 mod mvcc;
 mod open;
 mod pins;
@@ -47,8 +49,8 @@ pub mod txn;
 mod write;
 
 pub use answer::{
-    Applied, DeleteRangeAnswer, Event, EventKind, OpResponse, PutAnswer, RangeAnswer, Response,
-    TxnAnswer,
+    Applied, DeleteRangeAnswer, Event, EventKind, LeaseExpiry, LeaseTerm, OpResponse, PutAnswer,
+    RangeAnswer, Response, TxnAnswer,
 };
 pub use compact::CompactStep;
 pub use error::RequestError;
@@ -56,15 +58,19 @@ pub use frames::ColdPair;
 pub use hash::{HashAnswer, HashJob};
 pub use history::History;
 pub use key_range::KeyRange;
+pub use lease::Lease;
 pub use range::RangePlan;
 pub use revision::{Position, Revision};
 pub use snapshot::{SnapshotReader, SnapshotWriter};
 
-use crate::pb::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
+use crate::pb::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, LeaseRevokeRequest, PutRequest,
+};
 use crate::pb::quorate::command::command::Body;
-use crate::pb::quorate::command::{Command, PublishMember};
+use crate::pb::quorate::command::{Command, LeaseRenew, PublishMember};
 use crate::storage::{Backend, StorageError};
 use compact::Compaction;
+use lease::Leases;
 use mvcc::index::Index;
 use pins::Pins;
 use range::View;
@@ -88,6 +94,7 @@ pub struct State<B> {
     time_unix_ms: u64,
     membership: Bytes,
     members: BTreeMap<u64, PublishMember>,
+    leases: Leases,
     compaction: Compaction,
     pins: Pins,
 }
@@ -226,6 +233,24 @@ impl<B: Backend> State<B> {
             }
             Some(Body::Compact(request)) => self.apply_compact(request, pending),
             Some(Body::PublishMember(member)) => Ok(self.publish_member(member, pending)),
+            Some(Body::LeaseGrant(request)) => {
+                self.grant_lease(request, pending).map(Response::LeaseGrant)
+            }
+            Some(Body::LeaseRenew(LeaseRenew { ids })) => {
+                Ok(Response::LeaseRenew(self.renew_leases(ids, pending)))
+            }
+            Some(Body::LeaseRevoke(LeaseRevokeRequest { id })) => {
+                let mut txn = WriteTxn::new(self, pending);
+                let outcome = txn.revoke_lease(*id).map(|()| Response::LeaseRevoke(*id));
+                events = txn.finish();
+                outcome
+            }
+            Some(Body::LeaseExpire(request)) => {
+                let mut txn = WriteTxn::new(self, pending);
+                let expiry = txn.expire_lease(request);
+                events = txn.finish();
+                Ok(Response::LeaseExpire(expiry))
+            }
             None => Err(RequestError::KeyNotFound),
         };
         let changed = i64::from(!events.is_empty());
@@ -249,11 +274,6 @@ impl<B: Backend> State<B> {
         pending.facts.put(key, member.encode_to_vec());
         self.members.insert(member.member_id, member.clone());
         Response::PublishMember
-    }
-
-    fn has_lease(&self, lease_id: i64) -> bool {
-        // Nobody can grant a lease yet, so the replicated table of leases is empty.
-        lease_id == 0
     }
 
     fn set_revision(&mut self, revision: i64) {

@@ -1,7 +1,7 @@
 //! Opening a state: the index is rebuilt from the records.
 //!
 //! One scan finds the versions of every key and keeps their pairs in memory as far as the budget
-//! goes. Nothing else is kept of a former life, so a crash has nothing to repair.
+//! goes, and which keys hang on which lease. Nothing else is kept of a former life, so a crash has nothing to repair.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,6 +11,7 @@ use prost::Message;
 
 use super::answer::EventKind;
 use super::compact::Compaction;
+use super::lease::Leases;
 use super::mvcc::entry::Version;
 use super::mvcc::index::{Index, Written};
 use super::mvcc::record::{self, Pair};
@@ -38,7 +39,9 @@ impl<B: Backend> State<B> {
         let (requested, finished) =
             compact.unwrap_or((COMPACT_REVISION_NONE, COMPACT_REVISION_NONE));
         let revision = progress.map_or(REVISION_FRESH, |progress| progress.revision);
-        let index = read_index(&*backend, options, revision)?;
+        let mut leases = Leases::read(&*backend)?;
+        let index = read_index(&*backend, options, revision, &mut leases)?;
+        leases.finish_reading()?;
         Ok(State {
             index,
             revision,
@@ -46,6 +49,7 @@ impl<B: Backend> State<B> {
             time_unix_ms: progress.map_or(0, |progress| progress.time_unix_ms),
             membership: backend.get(schema::MEMBERSHIP)?.unwrap_or_default(),
             members: read_members(&*backend)?,
+            leases,
             compaction: Compaction::new(requested, finished),
             pins: Pins::default(),
             backend,
@@ -97,12 +101,15 @@ struct Found {
     version: Version,
     /// The pair, unless the record is a tombstone.
     kv: Option<Box<[u8]>>,
+    /// The lease that the record attaches its key to; 0 for none.
+    lease: i64,
 }
 
 fn read_index<B: Backend>(
     backend: &B,
     options: Options,
     revision: i64,
+    leases: &mut Leases,
 ) -> Result<Index, StorageError> {
     let mut index = Index::new(options.value_cache_bytes);
     let mut torn = None;
@@ -115,6 +122,7 @@ fn read_index<B: Backend>(
             torn = Some(damaged(format!("the record at revision {} is malformed", at.main)));
             return ControlFlow::Break(());
         };
+        leases.restore(&record.key, record.lease);
         found.push(record);
         found_bytes += value.len();
         if found.len() == SORTED_RECORDS || found_bytes >= SORTED_BYTES {
@@ -141,14 +149,15 @@ fn read_record(at: Revision, value: &[u8]) -> Option<Found> {
         number: pair.version,
         len: u32::try_from(kv.len()).ok()?,
     };
-    Some(Found { key: pair.key.into(), version, kv: is_put.then(|| kv.into()) })
+    let (key, lease) = (pair.key.into(), pair.lease);
+    Some(Found { key, version, kv: is_put.then(|| kv.into()), lease })
 }
 
 /// Moves `found` into the index; what the budget of memory does not hold is dropped again.
 fn add_records(index: &mut Index, found: &mut Vec<Found>) {
     // A stable sort: the versions of one key stay in the order of their revisions.
     found.sort_by(|a, b| a.key.cmp(&b.key));
-    for Found { key, version, kv } in found.drain(..) {
+    for Found { key, version, kv, .. } in found.drain(..) {
         index.write(&key, |_| Written { version, cached: kv, answer: () });
     }
     index.evict();

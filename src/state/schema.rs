@@ -3,6 +3,7 @@
 //! ```text
 //! r <main: 8 bytes BE> <sub: 4 bytes BE>  →  <kind: 1 byte> <encoded mvccpb.KeyValue>, see `records`
 //! mcompact                                →  requested, finished        (i64 BE each)
+//! mlease/ <id: 8 bytes BE>                →  granted TTL in seconds, end on the clock in ms (8 BE each)
 //! mformat                                 →  the number of this layout  (1 byte)
 //! mmember/ <id: 8 bytes BE>               →  encoded quorate.command.PublishMember
 //! mmembership                             →  raft's membership, opaque to the state
@@ -25,6 +26,8 @@ pub(super) const FORMAT: &[u8] = b"mformat";
 pub(super) const POSITION: &[u8] = b"mposition";
 pub(super) const MEMBERSHIP: &[u8] = b"mmembership";
 pub(super) const COMPACT: &[u8] = b"mcompact";
+const LEASE_PREFIX: &[u8] = b"mlease/";
+const LEASE_END: &[u8] = b"mlease0";
 const MEMBER_PREFIX: &[u8] = b"mmember/";
 const MEMBER_END: &[u8] = b"mmember0";
 
@@ -63,6 +66,39 @@ pub(super) const fn member_keys() -> (&'static [u8], &'static [u8]) {
     (MEMBER_PREFIX, MEMBER_END)
 }
 
+/// The storage key of a lease.
+pub(super) fn lease_key(lease_id: i64) -> Bytes {
+    let mut key = [0; LEASE_PREFIX.len() + 8];
+    key[..LEASE_PREFIX.len()].copy_from_slice(LEASE_PREFIX);
+    key[LEASE_PREFIX.len()..].copy_from_slice(&lease_id.to_be_bytes());
+    Bytes::copy_from_slice(&key)
+}
+
+/// The lease that a storage key names.
+pub(super) fn lease_id(key: &[u8]) -> Option<i64> {
+    let id = key.strip_prefix(LEASE_PREFIX)?.try_into().ok()?;
+    Some(i64::from_be_bytes(id))
+}
+
+/// All storage keys that [`lease_key`] can give.
+pub(super) const fn lease_keys() -> (&'static [u8], &'static [u8]) {
+    (LEASE_PREFIX, LEASE_END)
+}
+
+/// The value of a lease.
+pub(super) fn encode_lease(ttl_seconds: i64, expires_at_ms: u64) -> Bytes {
+    let mut value = [0; 16];
+    value[..8].copy_from_slice(&ttl_seconds.to_be_bytes());
+    value[8..].copy_from_slice(&expires_at_ms.to_be_bytes());
+    Bytes::copy_from_slice(&value)
+}
+
+/// The inverse of [`encode_lease`].
+pub(super) fn decode_lease(bytes: &[u8]) -> Option<(i64, u64)> {
+    let [ttl_seconds, expires_at_ms] = words::<2>(bytes)?;
+    Some((ttl_seconds.cast_signed(), expires_at_ms))
+}
+
 /// How far the log is applied, what the clock said, and the revision that came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Progress {
@@ -91,6 +127,7 @@ impl Progress {
 pub(super) fn is_known(key: &[u8]) -> bool {
     records::is_known(key)
         || [FORMAT, POSITION, MEMBERSHIP, COMPACT].contains(&key)
+        || lease_id(key).is_some()
         || key.strip_prefix(MEMBER_PREFIX).is_some_and(|id| id.len() == 8)
 }
 
@@ -138,6 +175,9 @@ mod tests {
         let progress = Progress { position, time_unix_ms: 99, revision: 12 };
         assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
         assert!(Progress::decode(b"short").is_err());
+        assert_eq!(decode_lease(&encode_lease(7, u64::MAX)), Some((7, u64::MAX)));
+        assert_eq!([-1, 7].map(|id| lease_id(&lease_key(id))), [Some(-1), Some(7)]);
+        assert!(is_known(&lease_key(3)) && !is_known(b"mlease/short"));
         assert_eq!(decode_compact(&encode_compact(-1, 5)).unwrap(), (-1, 5));
     }
 }

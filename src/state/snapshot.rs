@@ -10,10 +10,11 @@ use std::vec;
 use bytes::Bytes;
 use prost::Message;
 
-use super::State;
+use super::answer::LeaseTerm;
 use super::pins::Pin;
 use super::revision::{Position, Revision};
 use super::schema::{self, Progress, damaged};
+use super::{State, lease};
 use crate::storage::{Backend, Batch, StorageError};
 
 /// One storage pair.
@@ -26,6 +27,7 @@ pub struct SnapshotReader {
     revision: i64,
     membership: Bytes,
     facts: vec::IntoIter<StoredPair>,
+    leases: vec::IntoIter<LeaseTerm>,
     /// The storage key of the next record.
     next: Vec<u8>,
     is_done: bool,
@@ -41,6 +43,7 @@ impl SnapshotReader {
             revision: state.revision(),
             membership: state.membership(),
             facts: facts(state, progress).into_iter(),
+            leases: state.leases().collect::<Vec<_>>().into_iter(),
             next: schema::record_key(Revision::default()).to_vec(),
             is_done: false,
             // Not the compact revision: the walk sees a put earlier than the tombstone after it. A
@@ -75,11 +78,12 @@ impl SnapshotReader {
         let mut chunk: Vec<StoredPair> = Vec::new();
         let mut bytes = 0;
         while bytes < bytes_max || chunk.is_empty() {
-            let Some(pair) = self.facts.next() else { break };
+            let lease = || self.leases.next().map(|term| lease::stored(&term));
+            let Some(pair) = self.facts.next().or_else(lease) else { break };
             bytes += pair.0.len() + pair.1.len();
             chunk.push(pair);
         }
-        if self.facts.len() == 0 && !self.is_done {
+        if self.leases.len() == 0 && self.facts.len() == 0 && !self.is_done {
             self.read_records(backend, bytes_max.saturating_sub(bytes), &mut chunk)?;
         }
         Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))

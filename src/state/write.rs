@@ -1,12 +1,12 @@
 //! The transaction in which keys change: everything in it happens at one revision.
 //!
-//! A Put, a DeleteRange and a Txn all compile to it. All checks come before the first write, for
+//! A Put, a DeleteRange, a Txn and the end of a lease all compile to it. All checks come before the first write, for
 //! nothing can be taken back.
 
 use bytes::Bytes;
 
 use super::State;
-use super::answer::{DeleteRangeAnswer, Event, EventKind, PutAnswer, RangeAnswer};
+use super::answer::{DeleteRangeAnswer, Event, EventKind, LeaseExpiry, PutAnswer, RangeAnswer};
 use super::error::RequestError;
 use super::key_range::KeyRange;
 use super::mvcc::entry::Version;
@@ -17,6 +17,7 @@ use super::records;
 use super::revision::Revision;
 use super::schema;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
+use crate::pb::quorate::command::LeaseExpire;
 use crate::storage::{Backend, Batch, StorageError};
 
 /// What the commands of one log entry have written so far.
@@ -80,7 +81,7 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
 
     /// Refuses a Put that fits its shape but not the keys and leases there are.
     pub(super) fn check_put(&self, request: &PutRequest) -> Result<(), RequestError> {
-        if request.lease != 0 && !self.state.has_lease(request.lease) {
+        if request.lease != 0 && self.state.lease(request.lease).is_none() {
             return Err(RequestError::LeaseNotFound);
         }
         let needs_key = request.ignore_value || request.ignore_lease;
@@ -103,6 +104,7 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
             lease = kept.expect("the key was checked to be there").lease;
         }
         self.write_put(&request.key, value, lease);
+        self.state.leases_mut().attach(&request.key, lease);
         Ok(PutAnswer { prev_kv: before.filter(|_| request.prev_kv) })
     }
 
@@ -125,9 +127,33 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
             if request.prev_kv {
                 prev_kvs.extend(self.read(key)?);
             }
-            self.write_tombstone(key);
+            self.delete_key(key);
         }
         Ok(DeleteRangeAnswer { deleted: keys.len() as i64, prev_kvs })
+    }
+
+    /// Deletes `key`, which is live.
+    fn delete_key(&mut self, key: &[u8]) {
+        self.write_tombstone(key);
+        self.state.leases_mut().detach(key);
+    }
+
+    /// Ends a lease and deletes its keys, in key order.
+    pub(super) fn revoke_lease(&mut self, lease_id: i64) -> Result<(), RequestError> {
+        let keys = self.state.leases_mut().remove(lease_id);
+        for key in keys.ok_or(RequestError::LeaseNotFound)? {
+            self.delete_key(&key);
+        }
+        self.pending.facts.remove(schema::lease_key(lease_id));
+        Ok(())
+    }
+
+    /// Ends a lease that has run out, unless it is not the one whose end was seen any more.
+    pub(super) fn expire_lease(&mut self, request: &LeaseExpire) -> LeaseExpiry {
+        let id = request.id;
+        let lease = self.state.lease(id);
+        let is_same = lease.is_some_and(|lease| lease.expires_at_ms() == request.expires_at_ms);
+        LeaseExpiry { id, is_expired: is_same && self.revoke_lease(id).is_ok() }
     }
 
     /// Reads keys, seeing what the transaction wrote. The request has passed all checks.

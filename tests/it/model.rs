@@ -13,15 +13,15 @@ use prost::Message;
 use quorate::pb::etcdserverpb::compare::TargetUnion;
 use quorate::pb::etcdserverpb::request_op::Request;
 use quorate::pb::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse,
-    RequestOp, TxnRequest,
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
 };
 use quorate::pb::mvccpb::KeyValue;
-use quorate::pb::quorate::command::Command;
 use quorate::pb::quorate::command::command::Body;
+use quorate::pb::quorate::command::{Command, LeaseExpire, LeaseRenew};
 use quorate::state::{
-    CompactStep, EventKind, HashAnswer, HashJob, Options, Position, RangeAnswer, RequestError,
-    Response, SnapshotReader, SnapshotWriter, State,
+    CompactStep, EventKind, HashAnswer, HashJob, LeaseTerm, Options, Position, RangeAnswer,
+    RequestError, Response, SnapshotReader, SnapshotWriter, State,
 };
 
 use crate::support::memory::Map;
@@ -38,6 +38,9 @@ type Told = (Result<Vec<Line>, RequestError>, Vec<Line>, i64);
 struct Model {
     stores: BTreeMap<i64, Store>,
     compacted: i64,
+    /// TTL and end of each lease.
+    leases: BTreeMap<i64, (i64, u64)>,
+    clock: u64,
 }
 
 impl Model {
@@ -81,12 +84,54 @@ impl Model {
                 self.stores = self.stores.split_off(&compact.revision);
                 Ok(())
             }
+            Body::LeaseGrant(LeaseGrantRequest { id, .. }) if self.leases.contains_key(id) => {
+                Err(RequestError::LeaseExists)
+            }
+            Body::LeaseGrant(LeaseGrantRequest { id, ttl }) => {
+                self.renew(*id, *ttl, &mut lines);
+                Ok(())
+            }
+            Body::LeaseRenew(LeaseRenew { ids }) => {
+                let known: Vec<_> =
+                    ids.iter().filter_map(|id| Some((*id, self.leases.get(id)?.0))).collect();
+                known.iter().for_each(|(id, ttl)| self.renew(*id, *ttl, &mut lines));
+                Ok(())
+            }
+            Body::LeaseRevoke(LeaseRevokeRequest { id }) => match self.leases.remove(id) {
+                Some(_) => {
+                    self.drop_keys(*id, &mut store, &mut changes);
+                    lines.push((format!("revoked {id}"), vec![]));
+                    Ok(())
+                }
+                None => Err(RequestError::LeaseNotFound),
+            },
+            Body::LeaseExpire(LeaseExpire { id, expires_at_ms }) => {
+                let is_same = self.leases.get(id).is_some_and(|lease| lease.1 == *expires_at_ms);
+                if is_same {
+                    self.leases.remove(id);
+                    self.drop_keys(*id, &mut store, &mut changes);
+                }
+                lines.push((format!("expired {id} {is_same}"), vec![]));
+                Ok(())
+            }
             Body::PublishMember(_) => unreachable!("not drawn"),
         };
         if !changes.is_empty() {
             self.stores.insert(self.revision() + 1, store);
         }
         (done.map(|()| lines), changes, self.revision())
+    }
+
+    fn renew(&mut self, id: i64, ttl: i64, lines: &mut Vec<Line>) {
+        let end = self.clock + ttl as u64 * 1000;
+        self.leases.insert(id, (ttl, end));
+        lines.push((format!("lease {id} {ttl} {end}"), vec![]));
+    }
+
+    fn drop_keys(&self, id: i64, store: &mut Store, changes: &mut Vec<Line>) {
+        for (key, kv) in store.extract_if(.., |_, kv| kv.lease == id) {
+            changes.push((format!("DELETE was {}", kv.mod_revision), vec![tombstone(&key)]));
+        }
     }
 
     fn branch<'t>(&self, txn: &'t TxnRequest) -> &'t [RequestOp] {
@@ -125,7 +170,13 @@ impl Model {
                     return Err(RequestError::Compacted);
                 }
                 Request::RequestPut(put)
-                    if put.ignore_value && !self.current().contains_key(&put.key) =>
+                    if put.lease != 0 && !self.leases.contains_key(&put.lease) =>
+                {
+                    return Err(RequestError::LeaseNotFound);
+                }
+                Request::RequestPut(put)
+                    if (put.ignore_value || put.ignore_lease)
+                        && !self.current().contains_key(&put.key) =>
                 {
                     return Err(RequestError::KeyNotFound);
                 }
@@ -175,7 +226,7 @@ impl Model {
                         mod_revision: next,
                         version: old.version + 1,
                         value,
-                        lease: 0,
+                        lease: if put.ignore_lease { old.lease } else { put.lease },
                     };
                     changes.push((format!("PUT was {}", old.mod_revision), vec![kv.clone()]));
                     store.insert(put.key.clone(), kv);
@@ -293,7 +344,11 @@ fn read(store: &Store, range: &RangeRequest) -> (Vec<KeyValue>, i64, bool) {
     let more = kvs.len() > limit;
     kvs.truncate(limit);
     if range.keys_only {
-        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        for kv in &mut kvs {
+            kv.value = Bytes::new();
+            // As in etcd: only where values were needed for the order the lease stays.
+            kv.lease *= i64::from(range.sort_target == 4);
+        }
     }
     (kvs, count, more)
 }
@@ -327,11 +382,23 @@ fn flatten(response: &Response, lines: &mut Vec<Line>) {
             lines.push((format!("txn of {}", txn.responses.len()), vec![]));
             txn.responses.iter().for_each(|op| flatten(&op.response, lines));
         }
+        Response::LeaseGrant(term) => lines.push(lease_line(term)),
+        Response::LeaseRenew(terms) => lines.extend(terms.iter().map(lease_line)),
+        Response::LeaseRevoke(id) => lines.push((format!("revoked {id}"), vec![])),
+        Response::LeaseExpire(expiry) => {
+            lines.push((format!("expired {} {}", expiry.id, expiry.is_expired), vec![]));
+        }
         Response::Compact | Response::PublishMember => {}
     }
 }
 
+fn lease_line(term: &LeaseTerm) -> Line {
+    (format!("lease {} {} {}", term.id, term.ttl_seconds, term.expires_at_ms), vec![])
+}
+
 const KEYS: u32 = 24;
+
+const LEASES: i64 = 6;
 
 fn key(number: u32) -> Bytes {
     Bytes::from(format!("{}{}", ["k", "kk", "m/", ""][number as usize % 4], number / 2 + 1))
@@ -381,7 +448,9 @@ fn draw_put(random: &mut Rng) -> PutRequest {
     };
     let value = std::iter::repeat_with(|| random.alphanumeric() as u8).take(len).collect();
     let (key, prev_kv) = (draw_key(random), random.u32(..4) == 0);
-    PutRequest { key, value, prev_kv, ignore_value, ..Default::default() }
+    let ignore_lease = random.u32(..10) == 0;
+    let lease = if ignore_lease || random.bool() { 0 } else { random.i64(0..LEASES) };
+    PutRequest { key, value, lease, prev_kv, ignore_value, ignore_lease }
 }
 
 fn draw_delete(random: &mut Rng) -> DeleteRangeRequest {
@@ -396,7 +465,7 @@ fn draw_compare(random: &mut Rng, revision: i64) -> Compare {
         1 => (1, TargetUnion::CreateRevision(number)),
         2 => (2, TargetUnion::ModRevision(number)),
         3 => (3, TargetUnion::Value(Bytes::from(random.alphanumeric().to_string()))),
-        _ => (4, TargetUnion::Lease(random.i64(0..2))),
+        _ => (4, TargetUnion::Lease(random.i64(0..LEASES))),
     };
     let (key, range_end) = (draw_key(random), draw_end(random));
     Compare { result: random.i32(0..4), target, key, target_union: Some(union), range_end }
@@ -416,9 +485,28 @@ fn draw_txn(random: &mut Rng, revision: i64, depth: u32) -> TxnRequest {
     TxnRequest { compare, success: ops(random), failure: ops(random) }
 }
 
-fn draw_command(random: &mut Rng, revision: i64) -> Command {
+fn draw_lease(random: &mut Rng, model: &Model) -> Body {
+    let id = random.i64(1..LEASES);
+    match random.u32(..8) {
+        0 => Body::LeaseRevoke(LeaseRevokeRequest { id }),
+        1 => {
+            let end = model.leases.get(&id).map_or(0, |lease| lease.1);
+            let expires_at_ms = end + u64::from(random.u32(..3) == 0);
+            Body::LeaseExpire(LeaseExpire { id, expires_at_ms })
+        }
+        2 | 3 => {
+            let ids = (0..random.u32(..4)).map(|_| random.i64(1..LEASES)).collect();
+            Body::LeaseRenew(LeaseRenew { ids })
+        }
+        _ => Body::LeaseGrant(LeaseGrantRequest { id, ttl: random.i64(1..100) }),
+    }
+}
+
+fn draw_command(random: &mut Rng, model: &Model) -> Command {
+    let revision = model.revision();
     let body = match random.u32(..100) {
-        0..50 => Body::Put(draw_put(random)),
+        0..8 => draw_lease(random, model),
+        8..50 => Body::Put(draw_put(random)),
         50..65 => Body::DeleteRange(draw_delete(random)),
         65..99 => Body::Txn(draw_txn(random, revision, 0)),
         _ => Body::Compact(CompactionRequest {
@@ -487,6 +575,17 @@ fn finish_compaction(state: &mut State<Map>) {
     assert!(!state.compaction_pending());
 }
 
+fn check_leases(state: &State<Map>, model: &Model) {
+    let ends: BTreeMap<_, _> =
+        state.leases().map(|term| (term.id, (term.ttl_seconds, term.expires_at_ms))).collect();
+    assert_eq!(ends, model.leases);
+    for &id in ends.keys() {
+        let attached = state.lease(id).unwrap().keys();
+        let wanted = model.current().values().filter(|kv| kv.lease == id).map(|kv| &kv.key[..]);
+        assert!(attached.eq(wanted), "the keys of lease {id}");
+    }
+}
+
 fn check_reads(state: &State<Map>, model: &Model, random: &mut Rng) {
     let request = draw_range(random, state.revision());
     let rev = request.revision;
@@ -507,20 +606,23 @@ fn check_reads(state: &State<Map>, model: &Model, random: &mut Rng) {
 #[test]
 fn states_agree_with_the_model_and_each_other() {
     let mut random = Rng::with_seed(seed());
-    let mut model = Model { stores: BTreeMap::from([(1, Store::new())]), compacted: -1 };
+    let stores = BTreeMap::from([(1, Store::new())]);
+    let mut model = Model { stores, compacted: -1, leases: BTreeMap::new(), clock: 0 };
     let mut one = open(Arc::default(), 150);
     let mut two = open(Arc::default(), 1 << 20);
     let mut applied = 0;
     for index in 1.. {
-        let revision = model.revision();
+        model.clock = index;
         let commands: Vec<_> =
-            (0..random.u32(..6)).map(|_| draw_command(&mut random, revision)).collect();
+            (0..random.u32(..6)).map(|_| draw_command(&mut random, &model)).collect();
         let told = apply(&mut one, index, &commands);
         assert_eq!(apply(&mut two, index, &commands), told, "two states told different things");
         for (command, told) in commands.iter().zip(told) {
             assert_eq!(told, model.apply(command.body.as_ref().unwrap()), "{command:?}");
         }
         applied += commands.len();
+        check_leases(&one, &model);
+        check_leases(&two, &model);
         check_reads(&one, &model, &mut random);
         check_reads(&two, &model, &mut random);
         match random.u32(..300) {

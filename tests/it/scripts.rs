@@ -44,6 +44,11 @@ fn txn() {
 }
 
 #[test]
+fn lease() {
+    run("lease");
+}
+
+#[test]
 fn compact() {
     run("compact");
 }

@@ -6,6 +6,7 @@
 //! range K [END] [limit=N] [rev=N] [sort=ascend|descend] [by=version|create|mod|value] [keys]
 //!       [count] [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
 //! txn [if C [and C…]] then { OP ; … } [else { OP ; … }]      C: target(K[,END]) = < > or != V
+//! grant ID TTL     revoke ID     renew ID…     expire ID END     leases     clock MS
 //! compact N      sweep N (steps of N)      reopen      hash [N]      history N      records
 //! ```
 //! `\0` in a key is the zero byte.
@@ -21,15 +22,15 @@ use quorate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUni
 use quorate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use quorate::pb::etcdserverpb::request_op::Request;
 use quorate::pb::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse,
-    RequestOp, TxnRequest,
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
 };
 use quorate::pb::mvccpb::KeyValue;
-use quorate::pb::quorate::command::Command;
 use quorate::pb::quorate::command::command::Body;
+use quorate::pb::quorate::command::{Command, LeaseExpire, LeaseRenew};
 use quorate::state::{
-    CompactStep, Event, EventKind, HashJob, History, Options, Position, RangeAnswer, Response,
-    State, TxnAnswer,
+    CompactStep, Event, EventKind, HashJob, History, LeaseTerm, Options, Position, RangeAnswer,
+    Response, State, TxnAnswer,
 };
 
 use super::memory::Map;
@@ -74,6 +75,14 @@ fn execute(state: &mut State<Map>, line: &str) -> String {
             *state = open(Arc::new(state.backend().copy()));
             String::new()
         }
+        "clock" => {
+            let index = state.applied().map_or(1, |position| position.index + 1);
+            let at = Position { index, term: 1, leader: 1 };
+            state.apply(at, number(&mut words) as u64, []).unwrap();
+            String::new()
+        }
+        "leases" => leases(state),
+        "grant" | "revoke" | "renew" | "expire" => apply(state, lease_command(&mut words)),
         "hash" => hash(state, number(&mut words)),
         "history" => history(state, number(&mut words)),
         _ => match op(&mut words) {
@@ -101,6 +110,35 @@ fn apply(state: &mut State<Map>, body: Body) -> String {
     output
 }
 
+fn lease_command(words: &mut Words<'_>) -> Body {
+    let name = words.next().unwrap();
+    let numbers: Vec<i64> = words.map(|word| word.parse().unwrap()).collect();
+    match (name, &numbers[..]) {
+        ("grant", &[id, ttl]) => Body::LeaseGrant(LeaseGrantRequest { id, ttl }),
+        ("revoke", &[id]) => Body::LeaseRevoke(LeaseRevokeRequest { id }),
+        ("expire", &[id, end]) => Body::LeaseExpire(LeaseExpire { id, expires_at_ms: end as u64 }),
+        ("renew", _) => Body::LeaseRenew(LeaseRenew { ids: numbers }),
+        _ => panic!("wrong arguments for {name}"),
+    }
+}
+
+fn leases(state: &State<Map>) -> String {
+    let mut output = String::new();
+    for term in state.leases() {
+        let keys: String = state
+            .lease(term.id)
+            .unwrap()
+            .keys()
+            .fold(String::new(), |all, key| format!("{all} {}", key.escape_ascii()));
+        writeln!(output, "{}:{keys}", self::term(&term)).unwrap();
+    }
+    if output.is_empty() { "no leases\n".into() } else { output }
+}
+
+fn term(term: &LeaseTerm) -> String {
+    format!("lease {} for {} s, to {}", term.id, term.ttl_seconds, term.expires_at_ms)
+}
+
 fn event(event: &Event) -> String {
     let kv = KeyValue::decode(event.kv.clone()).unwrap();
     assert_eq!((&kv.key, kv.mod_revision), (&event.key, event.revision.main));
@@ -112,10 +150,15 @@ fn event(event: &Event) -> String {
             let (create, version) = (kv.create_revision, kv.version);
             assert_eq!((create, version), (event.create_revision, event.version));
             let value = kv.value.escape_ascii();
-            format!("{rev}  PUT {key}={value} (create {create}, version {version}{prev})\n")
+            let lease = lease_of(&kv);
+            format!("{rev}  PUT {key}={value} (create {create}, version {version}{lease}{prev})\n")
         }
         EventKind::Delete => format!("{rev}  DELETE {key}{prev}\n"),
     }
+}
+
+fn lease_of(kv: &KeyValue) -> String {
+    if kv.lease == 0 { String::new() } else { format!(", lease {}", kv.lease) }
 }
 
 fn response(response: &Response, indent: &str) -> String {
@@ -132,6 +175,15 @@ fn response(response: &Response, indent: &str) -> String {
         }
         Response::Range(range) => answer(range, indent),
         Response::Txn(txn) => txn_answer(txn, indent),
+        Response::LeaseGrant(granted) => format!("granted {}\n", term(granted)),
+        Response::LeaseRevoke(id) => format!("revoked lease {id}\n"),
+        Response::LeaseRenew(renewed) => {
+            renewed.iter().map(|lease| format!("renewed {}\n", term(lease))).collect()
+        }
+        Response::LeaseExpire(expiry) => {
+            let what = if expiry.is_expired { "is gone" } else { "stays" };
+            format!("lease {} {what}\n", expiry.id)
+        }
         Response::Compact | Response::PublishMember => String::new(),
     }
 }
@@ -145,7 +197,7 @@ fn txn_answer(txn: &TxnAnswer, indent: &str) -> String {
             Response::DeleteRange(_) => "delete",
             Response::Range(_) => "range",
             Response::Txn(_) => "txn",
-            Response::Compact | Response::PublishMember => unreachable!("not in a txn"),
+            _ => unreachable!("not in a txn"),
         };
         writeln!(output, "{indent}  {name} at rev {}", op.revision).unwrap();
         output += &response(&op.response, &format!("{indent}    "));
@@ -160,7 +212,8 @@ fn pair(kv: &Bytes) -> String {
 fn show(kv: &KeyValue) -> String {
     let (key, value) = (kv.key.escape_ascii(), kv.value.escape_ascii());
     let (create, changed, version) = (kv.create_revision, kv.mod_revision, kv.version);
-    format!("{key}={value} (create {create}, mod {changed}, version {version})")
+    let lease = lease_of(kv);
+    format!("{key}={value} (create {create}, mod {changed}, version {version}{lease})")
 }
 
 fn answer(range: &RangeAnswer, indent: &str) -> String {

@@ -22,13 +22,15 @@ pub(crate) enum Encoding {
 }
 
 /// The head of one call.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(super) encoding: Encoding,
     /// The content type to answer with, if it is more than plain gRPC.
     pub(super) content_type: Option<HeaderValue>,
     /// Whether the release that the client says it has is text; not if it does not say.
     is_version_text: Option<bool>,
+    /// Whether the client wants nothing from a member that has no leader.
+    pub(crate) needs_leader: bool,
 }
 
 /// A request that is refused below gRPC: clients that know only HTTP understand it, too.
@@ -42,8 +44,13 @@ pub(crate) struct Refusal {
 impl Call {
     /// Reads the head of a request.
     pub(crate) fn read(head: &Parts) -> Result<Call, Refusal> {
-        let mut call =
-            Call { encoding: Encoding::Identity, content_type: None, is_version_text: None };
+        let mut call = Call {
+            encoding: Encoding::Identity,
+            content_type: None,
+            is_version_text: None,
+            needs_leader: false,
+        };
+        let mut leader_asked = false;
         let mut content_type = None;
         let mut malformed = None;
         for (name, value) in &head.headers {
@@ -54,6 +61,11 @@ impl Call {
                 "client-api-version" => {
                     let is_text = || std::str::from_utf8(value.as_bytes()).is_ok();
                     call.is_version_text.get_or_insert_with(is_text);
+                }
+                // As in etcd: of several values the first counts.
+                "hasleader" if !leader_asked => {
+                    leader_asked = true;
+                    call.needs_leader = value.as_bytes() == b"true";
                 }
                 name if name.ends_with("-bin") => {
                     malformed = check_binary(name, value.as_bytes()).err().or(malformed);

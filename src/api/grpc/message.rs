@@ -18,7 +18,7 @@ pub(super) const FLAG_PLAIN: u8 = 0;
 pub(super) const FLAG_COMPRESSED: u8 = 1;
 
 /// grpc-go's text for a message that is shorter than announced.
-const UNEXPECTED_EOF: &str = "unexpected EOF";
+pub(super) const UNEXPECTED_EOF: &str = "unexpected EOF";
 
 /// The request of a call.
 #[derive(Debug)]
@@ -61,11 +61,7 @@ impl Call {
         mut body: Incoming,
         bytes_max: usize,
     ) -> Result<Received, Status> {
-        if let Encoding::Unknown(name) = &self.encoding {
-            let name = quoted(name.as_bytes());
-            let text = format!("grpc: Decompressor is not installed for grpc-encoding {name}");
-            return Err(Status::new(Code::Unimplemented, text));
-        }
+        self.check_encoding()?;
         let mut first = Bytes::new();
         let mut rest: Option<BytesMut> = None;
         while let Some(frame) = body.frame().await {
@@ -98,7 +94,20 @@ impl Call {
         Ok(Received { message, ..framed })
     }
 
-    fn decompress(&self, flag: u8, message: Bytes, bytes_max: usize) -> Result<Bytes, Status> {
+    /// Refuses a call whose messages nobody here can read.
+    pub(super) fn check_encoding(&self) -> Result<(), Status> {
+        let Encoding::Unknown(name) = &self.encoding else { return Ok(()) };
+        let name = quoted(name.as_bytes());
+        let text = format!("grpc: Decompressor is not installed for grpc-encoding {name}");
+        Err(Status::new(Code::Unimplemented, text))
+    }
+
+    pub(super) fn decompress(
+        &self,
+        flag: u8,
+        message: Bytes,
+        bytes_max: usize,
+    ) -> Result<Bytes, Status> {
         let text = match (flag, &self.encoding) {
             (FLAG_PLAIN, _) => return Ok(message),
             (FLAG_COMPRESSED, Encoding::Gzip) => return gzip::decompress(&message, bytes_max),
@@ -137,13 +146,13 @@ pub(crate) fn as_in_streams(status: Status) -> Status {
 }
 
 /// The length that the prefix announces, once it is there.
-fn announced_bytes(buffer: &[u8]) -> Option<usize> {
+pub(super) fn announced_bytes(buffer: &[u8]) -> Option<usize> {
     let [_, length @ ..] = buffer.first_chunk::<PREFIX_BYTES>()?;
     Some(u32::from_be_bytes(*length) as usize)
 }
 
 /// grpc-go's refusal of a message above the limit.
-fn check_size(announced: usize, bytes_max: usize) -> Result<(), Status> {
+pub(super) fn check_size(announced: usize, bytes_max: usize) -> Result<(), Status> {
     if announced <= bytes_max {
         return Ok(());
     }

@@ -7,7 +7,8 @@
 //! - `head`: what the headers of a call say.
 //! - `message`: messages and their prefix.
 //! - `gzip`: messages that are compressed.
-//! - here: answers.
+//! - `requests`, `answers`: both directions of a stream that stays open.
+//! - here: answers as bodies.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,16 +18,22 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use super::status::Status;
 
+mod answers;
 mod gzip;
 mod head;
 mod message;
+mod requests;
 
+pub use answers::AnswerQueue;
+pub(crate) use answers::{Answers, Meter};
 pub(crate) use head::{Call, Encoding, Refusal};
 pub(crate) use message::{FrameBuilder, as_in_streams, decode, encode};
+pub(crate) use requests::Requests;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -46,6 +53,8 @@ pub enum Body {
     Stream(mpsc::Receiver<Result<Bytes, Status>>),
     /// The same in gzip.
     GzipStream(mpsc::Receiver<Result<Bytes, Status>>),
+    /// What a bidi stream answers.
+    Answers(AnswerQueue),
 }
 
 impl HttpBody for Body {
@@ -75,6 +84,7 @@ impl HttpBody for Body {
                 let message = ready!(messages.poll_recv(context));
                 Poll::Ready(Some(Ok(self.next_frame(message, |message| gzip::compress(&message)))))
             }
+            Body::Answers(queue) => queue.poll_frame(context).map(|frame| frame.map(Ok)),
         }
     }
 
@@ -139,6 +149,15 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
+/// What a stream may take and keep.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// The largest message that is taken.
+    pub(crate) request_bytes_max: usize,
+    /// About how much may wait to be sent.
+    pub(crate) answers_bytes_max: usize,
+}
+
 const PLAIN_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
 impl Call {
@@ -159,6 +178,27 @@ impl Call {
             Encoding::Gzip => self.with_body(Body::GzipStream(messages)),
             Encoding::Identity | Encoding::Unknown(_) => self.with_body(Body::Stream(messages)),
         }
+    }
+
+    /// Opens both directions of a call; about `answers_bytes_max` of answers may wait to be sent.
+    ///
+    /// The queue is for [`Call::answer_open`]; whoever keeps the other two serves the call.
+    pub(crate) fn open(
+        &self,
+        body: Incoming,
+        bounds: Bounds,
+        meter: Meter,
+    ) -> Result<(Requests, Answers, AnswerQueue), Status> {
+        self.check_encoding()?;
+        let requests = Requests::new(self.clone(), body, bounds.request_bytes_max);
+        let is_gzip = self.encoding == Encoding::Gzip;
+        let (answers, queue) = answers::answers(bounds.answers_bytes_max, is_gzip, meter);
+        Ok((requests, answers, queue))
+    }
+
+    /// The answer to a call that stays open.
+    pub(crate) fn answer_open(&self, queue: AnswerQueue) -> Response<Body> {
+        self.with_body(Body::Answers(queue))
     }
 
     fn with_body(&self, body: Body) -> Response<Body> {

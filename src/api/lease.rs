@@ -1,0 +1,198 @@
+//! The Lease service: grants and revokes go through the log, keep-alives to the lessor.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::future;
+use hyper::body::Incoming;
+use prost::Message;
+
+use super::grpc::{AnswerQueue, Answers, Call, FrameBuilder, Requests};
+use super::status::{Code, Status};
+use super::{Api, encode, grpc};
+use crate::limits;
+use crate::member::{Error, KeepAlive};
+use crate::pb::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseStatus, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse, ResponseHeader,
+};
+use crate::pb::quorate::command::command::Body as Command;
+use crate::pb::quorate::peer;
+use crate::tasks;
+
+/// The path of the one method here that streams.
+pub(super) const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+
+impl Api {
+    pub(super) async fn lease_grant(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: LeaseGrantRequest = grpc::decode(message)?;
+        let applied = self.member.grant_lease(&self.shard, &request).await?;
+        let response = applied.outcome?;
+        Ok(encode::response(&self.member.header(applied.revision), &response))
+    }
+
+    pub(super) async fn lease_revoke(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: LeaseRevokeRequest = grpc::decode(message)?;
+        self.write(Command::LeaseRevoke(request)).await
+    }
+
+    pub(super) async fn lease_time_to_live(&self, message: Bytes) -> Result<Bytes, Status> {
+        let LeaseTimeToLiveRequest { id, keys } = grpc::decode(message)?;
+        let request = peer::LeaseTimeToLiveRequest { id, keys };
+        let time = self.member.lease_time_to_live(&self.shard, request).await?;
+        let header = Some(self.member.header(self.member.state().revision()));
+        Ok(grpc::encode(&match time {
+            Some(peer::LeaseTime { remaining_seconds, granted_seconds, keys }) => {
+                let (ttl, granted_ttl) = (remaining_seconds, granted_seconds);
+                LeaseTimeToLiveResponse { header, id, ttl, granted_ttl, keys }
+            }
+            // As in etcd: an unknown lease is not an error here.
+            None => LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() },
+        }))
+    }
+
+    /// As in etcd: this member's own view, in the order in which the leases end.
+    pub(super) fn lease_leases(&self, message: Bytes) -> Result<Bytes, Status> {
+        let _: LeaseLeasesRequest = grpc::decode(message)?;
+        let (mut ends, revision): (Vec<(u64, i64)>, i64) = {
+            let state = self.member.state();
+            let ends = state.leases().map(|term| (term.expires_at_ms, term.id));
+            (ends.collect(), state.revision())
+        };
+        ends.sort_unstable();
+        Ok(grpc::encode(&LeaseLeasesResponse {
+            header: Some(self.member.header(revision)),
+            leases: ends.into_iter().map(|(_, id)| LeaseStatus { id }).collect(),
+        }))
+    }
+
+    /// Opens a stream of keep-alives.
+    pub(super) fn lease_keep_alive(
+        &self,
+        call: &Call,
+        body: Incoming,
+    ) -> Result<AnswerQueue, Status> {
+        let (requests, answers, queue) = self.open(call, KEEP_ALIVE, body)?;
+        let stream = KeepAliveStream { api: self.clone(), answers, owed: VecDeque::new() };
+        tasks::spawn("keep-alive", stream.serve(requests, call.needs_leader));
+        Ok(queue)
+    }
+}
+
+/// A stream of keep-alives; the answers go out in the order of the requests.
+struct KeepAliveStream {
+    api: Api,
+    answers: Answers,
+    owed: VecDeque<Owed>,
+}
+
+/// An answer that is still to be sent.
+struct Owed {
+    /// As in etcd: from before the renewal, so that it is not above that of a later expiry.
+    header: ResponseHeader,
+    id: i64,
+    keep_alive: KeepAlive,
+}
+
+/// What a stream does next.
+enum Next {
+    Request(Option<Result<Bytes, Status>>),
+    Renewed(Result<i64, Error>),
+    LeaderLost,
+    Gone,
+}
+
+impl KeepAliveStream {
+    /// Serves until the client ends its side, is gone, or a request fails.
+    async fn serve(mut self, mut requests: Requests, needs_leader: bool) {
+        let api = self.api.clone();
+        let mut leader_lost: Pin<Box<dyn Future<Output = ()> + Send>> = if needs_leader {
+            Box::pin(async move { api.member.leader_lost().await })
+        } else {
+            Box::pin(future::pending())
+        };
+        let mut is_open = true;
+        let status = loop {
+            if let Err(status) = self.send_ready() {
+                break status;
+            }
+            if !is_open && self.owed.is_empty() {
+                break Status::new(Code::Ok, "");
+            }
+            let has_room = self.answers.has_room();
+            let reads = is_open && has_room && self.owed.len() < limits::LEASE_STREAM_PENDING_MAX;
+            let next = tokio::select! {
+                biased;
+                request = requests.next(), if reads => Next::Request(request),
+                renewed = front(&mut self.owed) => Next::Renewed(renewed),
+                room = self.answers.room(), if !has_room => match room {
+                    Ok(()) => continue,
+                    Err(_) => Next::Gone,
+                },
+                () = self.answers.gone(), if has_room => Next::Gone,
+                () = &mut leader_lost => Next::LeaderLost,
+            };
+            match next {
+                Next::Request(Some(Ok(message))) => match self.take(message) {
+                    Ok(()) => {}
+                    Err(status) => break status,
+                },
+                Next::Request(Some(Err(status))) => break status,
+                Next::Request(None) => is_open = false,
+                Next::Renewed(Ok(ttl_seconds)) => {
+                    if let Some(first) = self.owed.front_mut() {
+                        first.keep_alive = KeepAlive::Now(ttl_seconds);
+                    }
+                }
+                Next::Renewed(Err(error)) => break error.into(),
+                Next::LeaderLost => break Error::NoLeader.into(),
+                Next::Gone => return,
+            }
+        };
+        self.answers.end(status);
+    }
+
+    fn take(&mut self, message: Bytes) -> Result<(), Status> {
+        self.api.metrics.received(message.len());
+        let LeaseKeepAliveRequest { id } = grpc::decode(message)?;
+        let member = &self.api.member;
+        let header = member.header(member.state().revision());
+        let keep_alive = member.keep_alive(&self.api.shard, id);
+        self.owed.push_back(Owed { header, id, keep_alive });
+        Ok(())
+    }
+
+    /// Sends the answers that are there, up to the first that is not.
+    fn send_ready(&mut self) -> Result<(), Status> {
+        while let Some(first) = self.owed.front_mut() {
+            let ttl = match &mut first.keep_alive {
+                KeepAlive::Now(ttl_seconds) => *ttl_seconds,
+                KeepAlive::Later(receiver) => match receiver.try_recv() {
+                    Ok(renewed) => renewed?,
+                    Err(tokio::sync::oneshot::error::TryRecvError::Empty) => return Ok(()),
+                    Err(tokio::sync::oneshot::error::TryRecvError::Closed) => {
+                        return Err(Error::Stopped.into());
+                    }
+                },
+            };
+            let header = Some(first.header);
+            let response = LeaseKeepAliveResponse { header, id: first.id, ttl };
+            let mut frame = FrameBuilder::with_capacity(response.encoded_len());
+            response.encode_raw(frame.buffer());
+            self.answers.send(&frame.finish());
+            self.owed.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// The answer that is owed next, when it is there; for ever if none is owed.
+async fn front(owed: &mut VecDeque<Owed>) -> Result<i64, Error> {
+    match owed.front_mut().map(|first| &mut first.keep_alive) {
+        Some(KeepAlive::Now(ttl_seconds)) => Ok(*ttl_seconds),
+        Some(KeepAlive::Later(receiver)) => receiver.await.unwrap_or(Err(Error::Stopped)),
+        None => future::pending().await,
+    }
+}

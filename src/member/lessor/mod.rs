@@ -1,0 +1,468 @@
+//! The lessor: answers keep-alives and ends leases that have run out, on the leader only.
+//!
+//! The log knows when each lease was granted or renewed last. The leader answers a keep-alive from
+//! memory while that is at most a second ago; otherwise the renewal goes into the next entry of
+//! renewals, one of which is under way at a time, and the keep-alive is answered when it is applied.
+//! So what was answered survives the leader: its successor lets every lease live a second longer.
+//!
+//! ```text
+//!   keep-alive ─► fresh?  ──────────────► answer            (serving thread)
+//!                   └─► waiting ─► one entry for many ─► answers      leader
+//!                              └─► one call for many ─► answers       follower
+//!   clock ─► table: ended? ─► LeaseExpire, a few in an entry ─► applied: gone
+//! ```
+//! What applying does to leases is told by [`Lessor::observe`], on every member. A lease whose end
+//! is proposed is not renewed any more; its keep-alives wait until it is gone.
+//!
+//! - `table`: which lease ends when.
+//!
+//! **Invariants:** only the leader of a term that has applied an entry of that term ends leases;
+//! its proposals are never forwarded. Renewals and ends pass the queue of the writes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::{Notify, oneshot};
+
+use super::Error;
+use super::shard::{Delivery, Shard};
+use crate::pb::quorate::command::command::Body;
+use crate::pb::quorate::command::{Command, Group, LeaseExpire, LeaseRenew, Proposal};
+use crate::raft::{GroupId, Leadership, Node, WriteError};
+use crate::state::{Applied, LeaseExpiry, LeaseTerm, Response};
+use crate::{clock, limits, tasks};
+
+mod table;
+
+use table::{KeepAliveNeeds, Table};
+
+/// What a peer is told of a lease whose end has come: it asks again.
+const ASK_AGAIN: i64 = -1;
+
+/// No proposer has this epoch, so nobody else takes the outcomes of our groups for its own.
+const EPOCH: u64 = 0;
+
+/// The answer to a keep-alive: the TTL in seconds, 0 if there is no such lease.
+pub(crate) type Renewal = Result<i64, Error>;
+
+/// A keep-alive that was taken.
+pub enum KeepAlive {
+    /// It is answered.
+    Now(i64),
+    /// The answer comes.
+    Later(oneshot::Receiver<Renewal>),
+}
+
+/// How often what happened to leases, since the member started.
+#[derive(Debug, Default)]
+pub struct LeaseCounts {
+    /// Leases granted, as applied here.
+    pub granted: AtomicU64,
+    /// Leases revoked or expired, as applied here.
+    pub revoked: AtomicU64,
+    /// Keep-alives that this member answered as the leader.
+    pub renewed: AtomicU64,
+    /// Leases that this member ended as the leader.
+    pub expired: AtomicU64,
+}
+
+/// See the head of this file.
+pub(crate) struct Lessor {
+    member_id: u64,
+    request_timeout: Duration,
+    inner: Mutex<Inner>,
+    /// There are keep-alives that wait, or one of them may go on.
+    renewals: Notify,
+    /// The next lease to look at may be another one.
+    looks: Notify,
+    shards: Vec<Arc<Shard>>,
+    counts: LeaseCounts,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// On a leader.
+    table: Option<Table>,
+    waiting: Vec<Waiting>,
+    last_sequence: u64,
+    /// The terms in our last applied entry of renewals, and its number.
+    renewed: (u64, Vec<LeaseTerm>),
+}
+
+/// A keep-alive that waits.
+struct Waiting {
+    id: i64,
+    deadline: Instant,
+    /// The serving thread; none for a call of a peer.
+    shard: Option<usize>,
+    sender: oneshot::Sender<Renewal>,
+}
+
+impl Lessor {
+    pub(crate) fn new(
+        member_id: u64,
+        request_timeout: Duration,
+        shards: Vec<Arc<Shard>>,
+    ) -> Arc<Lessor> {
+        Arc::new(Lessor {
+            member_id,
+            request_timeout,
+            inner: Mutex::default(),
+            renewals: Notify::new(),
+            looks: Notify::new(),
+            shards,
+            counts: LeaseCounts::default(),
+        })
+    }
+
+    /// Starts the lessor's loops on the current (raft) runtime.
+    pub(crate) fn start(self: &Arc<Self>, node: &Arc<Node>) {
+        tasks::spawn("lessor-leads", Arc::clone(self).follow_leadership(Arc::clone(node)));
+        tasks::spawn("lessor-renews", Arc::clone(self).renew_waiting(Arc::clone(node)));
+        tasks::spawn("lessor-expires", Arc::clone(self).expire_ended(Arc::clone(node)));
+    }
+
+    pub(crate) fn counts(&self) -> &LeaseCounts {
+        &self.counts
+    }
+
+    /// Takes a keep-alive of a client of serving thread `shard`, or of a peer; `now_ms` is the
+    /// cluster's clock.
+    pub(crate) fn keep_alive(&self, id: i64, shard: Option<usize>, now_ms: u64) -> KeepAlive {
+        let mut inner = self.inner.lock();
+        let needs = inner.table.as_mut().map(|table| table.keep_alive(id, now_ms));
+        match needs {
+            Some(KeepAliveNeeds::Nothing(ttl_seconds)) => {
+                self.counts.renewed.fetch_add(1, Ordering::Relaxed);
+                return KeepAlive::Now(ttl_seconds);
+            }
+            Some(KeepAliveNeeds::End) if shard.is_none() => return KeepAlive::Now(ASK_AGAIN),
+            Some(KeepAliveNeeds::End | KeepAliveNeeds::Renewal) | None => {}
+        }
+        let (sender, receiver) = oneshot::channel();
+        if inner.waiting.len() >= limits::LEASE_RENEWALS_WAITING_MAX {
+            // The receiver is in our hands.
+            sender.send(Err(Error::TooManyRequests)).ok();
+            return KeepAlive::Later(receiver);
+        }
+        let deadline = clock::now() + self.request_timeout;
+        inner.waiting.push(Waiting { id, deadline, shard, sender });
+        self.renewals.notify_one();
+        KeepAlive::Later(receiver)
+    }
+
+    /// How long a lease that the state has still lives, in milliseconds; none if this is no leader.
+    pub(crate) fn remaining_ms(&self, id: i64, now_ms: u64) -> Option<u64> {
+        self.inner.lock().table.as_ref()?.remaining_ms(id, now_ms)
+    }
+
+    /// Whether this member answers for leases.
+    pub(crate) fn is_primary(&self) -> bool {
+        self.inner.lock().table.is_some()
+    }
+
+    /// Learns what applying a group did to leases.
+    pub(crate) fn observe(&self, group: GroupId, outcomes: &[Applied]) {
+        let mut inner = self.inner.lock();
+        for applied in outcomes {
+            match &applied.outcome {
+                Ok(Response::LeaseGrant(term)) => {
+                    self.counts.granted.fetch_add(1, Ordering::Relaxed);
+                    if inner.table.as_mut().is_some_and(|table| table.granted(term)) {
+                        self.looks.notify_one();
+                    }
+                }
+                Ok(Response::LeaseRevoke(id)) => {
+                    self.counts.revoked.fetch_add(1, Ordering::Relaxed);
+                    if let Some(table) = &mut inner.table {
+                        table.removed(*id);
+                    }
+                }
+                Ok(Response::LeaseRenew(terms)) => {
+                    if let Some(table) = &mut inner.table {
+                        terms.iter().for_each(|term| table.renewed(term));
+                    }
+                    if group.origin == self.member_id && group.epoch == EPOCH {
+                        inner.renewed = (group.sequence, terms.clone());
+                    }
+                }
+                Ok(Response::LeaseExpire(expiry)) => self.observe_expiry(&mut inner, *expiry),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    fn observe_expiry(&self, inner: &mut Inner, LeaseExpiry { id, is_expired }: LeaseExpiry) {
+        if is_expired {
+            self.counts.revoked.fetch_add(1, Ordering::Relaxed);
+        }
+        let Some(table) = &mut inner.table else { return };
+        if is_expired {
+            self.counts.expired.fetch_add(1, Ordering::Relaxed);
+            table.removed(id);
+        } else {
+            table.stays(id);
+        }
+    }
+
+    /// Has a table exactly while this member leads and has applied an entry of its term.
+    async fn follow_leadership(self: Arc<Self>, node: Arc<Node>) {
+        let mut leadership = node.watch_leadership();
+        let mut applied = node.shared().applied();
+        let mut held = None;
+        loop {
+            let now = *leadership.borrow_and_update();
+            let wanted = now.is_leader.then_some(now.term);
+            if held != wanted {
+                held = None;
+                self.set_table(None);
+            }
+            if held.is_none() && wanted.is_some() && self.promote(&node, now) {
+                held = wanted;
+            }
+            let more = tokio::select! {
+                changed = leadership.changed() => changed.is_ok(),
+                changed = applied.changed(), if held != wanted => changed.is_ok(),
+            };
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Begins to lead, unless no entry of the own term is applied yet.
+    fn promote(&self, node: &Node, leadership: Leadership) -> bool {
+        // On the raft thread, on which entries are applied: none comes between state and table.
+        let table = {
+            let state = node.shared().state.read();
+            let is_own = |at: crate::state::Position| {
+                at.term == leadership.term && at.leader == self.member_id
+            };
+            if !state.applied().is_some_and(is_own) {
+                return false;
+            }
+            Table::new(state.leases())
+        };
+        self.set_table(Some(table));
+        true
+    }
+
+    fn set_table(&self, table: Option<Table>) {
+        let before = std::mem::replace(&mut self.inner.lock().table, table);
+        drop(before);
+        self.looks.notify_one();
+        self.renewals.notify_one();
+    }
+
+    /// Renews what waits, one batch after the other.
+    async fn renew_waiting(self: Arc<Self>, node: Arc<Node>) {
+        loop {
+            let woken = self.renewals.notified();
+            if self.inner.lock().waiting.is_empty() {
+                woken.await;
+            } else {
+                // Either way there is something to look at.
+                drop(tokio::time::timeout(limits::LEASE_ENDING_POLL, woken).await);
+            }
+            loop {
+                let began = clock::now();
+                let batch = self.take_batch(node.clock_ms());
+                if batch.is_empty() {
+                    break;
+                }
+                let renewed = self.renew_batch(&node, &batch).await;
+                let is_done = renewed.is_some();
+                self.answer(batch, renewed);
+                if !is_done {
+                    node.leader_news(limits::LEASE_ENDING_POLL).await;
+                    break;
+                }
+                tokio::time::sleep_until((began + limits::LEASE_RENEW_GATHER).into()).await;
+            }
+            self.fail_late(&node, clock::now());
+        }
+    }
+
+    /// The keep-alives that can be renewed now; those of ending leases stay.
+    fn take_batch(&self, now_ms: u64) -> Vec<Waiting> {
+        let mut inner = self.inner.lock();
+        let waiting = std::mem::take(&mut inner.waiting);
+        let mut batch = Vec::with_capacity(waiting.len().min(limits::LEASE_RENEWALS_MAX));
+        for one in waiting {
+            let is_ending =
+                inner.table.as_ref().is_some_and(|table| table.is_ending(one.id, now_ms));
+            if is_ending && one.shard.is_none() {
+                // A peer that gave up does not wait.
+                one.sender.send(Ok(ASK_AGAIN)).ok();
+            } else if is_ending || batch.len() == limits::LEASE_RENEWALS_MAX {
+                inner.waiting.push(one);
+            } else {
+                batch.push(one);
+            }
+        }
+        batch
+    }
+
+    /// Renews the leases of a batch, here or at the leader; none if that failed.
+    async fn renew_batch(&self, node: &Node, batch: &[Waiting]) -> Option<HashMap<i64, i64>> {
+        let mut ids: Vec<i64> = batch.iter().map(|one| one.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        if !self.is_primary() {
+            let ttls = node.forward_renewals(ids.clone(), self.request_timeout).await?;
+            return (ttls.len() == ids.len()).then(|| ids.into_iter().zip(ttls).collect());
+        }
+        let commands = vec![Command { body: Some(Body::LeaseRenew(LeaseRenew { ids })) }];
+        let sequence = self.write(node, commands).await.ok()?;
+        let mut inner = self.inner.lock();
+        let (number, terms) = std::mem::take(&mut inner.renewed);
+        assert_eq!(number, sequence, "one entry of renewals is under way at a time");
+        self.counts.renewed.fetch_add(terms.len() as u64, Ordering::Relaxed);
+        Some(terms.into_iter().map(|term| (term.id, term.ttl_seconds)).collect())
+    }
+
+    /// Writes an entry of our own, never through another member; answers with its number.
+    async fn write(&self, node: &Node, commands: Vec<Command>) -> Result<u64, WriteError> {
+        let sequence = {
+            let mut inner = self.inner.lock();
+            inner.last_sequence += 1;
+            inner.last_sequence
+        };
+        let groups = vec![Group { origin: self.member_id, epoch: EPOCH, sequence, commands }];
+        let proposal = Proposal { time_unix_ms: node.clock_ms(), groups };
+        let written = node.write(proposal.encode_to_vec().into());
+        match tokio::time::timeout(self.request_timeout, written).await {
+            Ok(written) => written.map(|()| sequence),
+            Err(_) => Err(WriteError::Unknown),
+        }
+    }
+
+    /// Answers a batch; without an outcome, and where the leader asks for it, it waits again.
+    fn answer(&self, batch: Vec<Waiting>, renewed: Option<HashMap<i64, i64>>) {
+        let mut answers = Answers::new(self.shards.len());
+        let mut again = Vec::new();
+        for one in batch {
+            match &renewed {
+                Some(renewed) => match renewed.get(&one.id).copied().unwrap_or(0) {
+                    ASK_AGAIN => again.push(one),
+                    ttl_seconds => answers.add(one, Ok(ttl_seconds)),
+                },
+                // The peer asks who leads now.
+                None if one.shard.is_none() => answers.add(one, Err(Error::LeaderChanged)),
+                None => again.push(one),
+            }
+        }
+        self.inner.lock().waiting.append(&mut again);
+        answers.deliver(&self.shards);
+    }
+
+    /// Fails what waits longer than the request timeout.
+    fn fail_late(&self, node: &Node, now: Instant) {
+        let late: Vec<Waiting> = {
+            let mut inner = self.inner.lock();
+            inner.waiting.extract_if(.., |one| one.deadline <= now).collect()
+        };
+        let has_leader = node.leadership().leader.is_some();
+        let mut answers = Answers::new(self.shards.len());
+        for one in late {
+            answers.add(one, Err(if has_leader { Error::Timeout } else { Error::NoLeader }));
+        }
+        answers.deliver(&self.shards);
+    }
+
+    /// Ends the leases that have run out, a few at a time.
+    async fn expire_ended(self: Arc<Self>, node: Arc<Node>) {
+        loop {
+            let next = self.inner.lock().table.as_ref().and_then(Table::next_look_ms);
+            let Some(next) = next else {
+                self.looks.notified().await;
+                continue;
+            };
+            let wait_ms = next.saturating_sub(node.clock_ms());
+            if wait_ms > 0 {
+                let wait = Duration::from_millis(wait_ms).min(limits::LEASE_LOOK_MAX);
+                // Either way there is something to look at.
+                drop(tokio::time::timeout(wait, self.looks.notified()).await);
+                continue;
+            }
+            if self.expire_some(&node).await {
+                self.renewals.notify_one();
+                tokio::time::sleep(limits::LEASE_EXPIRE_PAUSE).await;
+            }
+        }
+    }
+
+    /// Ends a batch of leases; `false` if none had ended.
+    async fn expire_some(&self, node: &Node) -> bool {
+        let ended = self.take_ended(node);
+        if ended.is_empty() {
+            return false;
+        }
+        let command = |&(id, expires_at_ms): &(i64, u64)| Command {
+            body: Some(Body::LeaseExpire(LeaseExpire { id, expires_at_ms })),
+        };
+        let written = self.write(node, ended.iter().map(command).collect()).await;
+        if written.is_err()
+            && let Some(table) = &mut self.inner.lock().table
+        {
+            ended.iter().for_each(|&(id, _)| table.stays(id));
+        }
+        true
+    }
+
+    fn take_ended(&self, node: &Node) -> Vec<(i64, u64)> {
+        let now_ms = node.clock_ms();
+        let state = node.shared().state.read();
+        let mut inner = self.inner.lock();
+        let Some(table) = &mut inner.table else { return Vec::new() };
+        let (mut ended, mut weight) = (Vec::new(), 0);
+        while weight < limits::LEASE_EXPIRE_BATCH {
+            let Some((id, expires_at_ms)) = table.take_ended(now_ms) else { break };
+            weight += 1 + state.lease(id).map_or(0, |lease| lease.keys().len());
+            ended.push((id, expires_at_ms));
+        }
+        ended
+    }
+}
+
+/// Answers on their way, one delivery a serving thread.
+struct Answers {
+    by_shard: Vec<Vec<(oneshot::Sender<Renewal>, Renewal)>>,
+}
+
+impl Answers {
+    fn new(shards: usize) -> Self {
+        Answers { by_shard: (0..shards).map(|_| Vec::new()).collect() }
+    }
+
+    fn add(&mut self, one: Waiting, renewal: Renewal) {
+        match one.shard {
+            Some(shard) => self.by_shard[shard].push((one.sender, renewal)),
+            // A peer's call runs on this thread; if it gave up nobody waits.
+            None => drop(one.sender.send(renewal)),
+        }
+    }
+
+    fn deliver(self, shards: &[Arc<Shard>]) {
+        for (shard, answers) in shards.iter().zip(self.by_shard) {
+            if !answers.is_empty() {
+                shard.deliver(Delivery::Renewals(answers));
+            }
+        }
+    }
+}
+
+/// Whether a group did anything to leases.
+pub(crate) fn concerns_leases(applied: &Applied) -> bool {
+    matches!(
+        applied.outcome,
+        Ok(Response::LeaseGrant(_)
+            | Response::LeaseRevoke(_)
+            | Response::LeaseRenew(_)
+            | Response::LeaseExpire(_))
+    )
+}
