@@ -23,6 +23,7 @@ pub mod grpc;
 mod kv;
 pub mod status;
 mod upkeep;
+mod watch;
 
 use grpc::{AnswerQueue, Answers, Body, Bounds, Call, Meter, Requests};
 use status::{Code, Status};
@@ -92,6 +93,12 @@ impl Api {
 
     /// From the path to the answer: the method is known before anything is read.
     async fn handle(&self, call: &Call, path: &str, body: Incoming) -> Result<Answer, Status> {
+        if let Some(method) = OpenMethod::find(path) {
+            let queue = match method {
+                OpenMethod::Watch => self.watch(call, body),
+            };
+            return queue.map(Answer::Open);
+        }
         let method = Method::find(path).ok_or_else(|| unknown_method(path))?;
         let received = call.receive(body, self.message_bytes_max).await;
         let message = if method.is_stream() {
@@ -172,6 +179,22 @@ impl Method {
             "/grpc.health.v1.Health/Check" => Method::HealthCheck,
             _ => return None,
         })
+    }
+}
+
+/// The methods whose both directions stay open.
+#[derive(Debug, Clone, Copy)]
+enum OpenMethod {
+    Watch,
+}
+
+impl OpenMethod {
+    /// The method at `path`.
+    fn find(path: &str) -> Option<OpenMethod> {
+        match path {
+            "/etcdserverpb.Watch/Watch" => Some(OpenMethod::Watch),
+            _ => None,
+        }
     }
 }
 

@@ -97,6 +97,7 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
     let leadership = node.leadership();
     let state = member.state();
     let db_bytes = state.backend().size_bytes();
+    let watches = member.watch_totals();
     metrics.leader_changes.store(node.leader_changes(), Relaxed);
     Gauges {
         has_leader: leadership.leader.is_some(),
@@ -112,6 +113,11 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
         revision: state.revision().cast_unsigned(),
         compact_revision: state.compact_revision().max(0).cast_unsigned(),
         member_id: member.options().member_id.0,
+        watch_streams: watches.streams,
+        watchers: watches.watchers,
+        slow_watchers: watches.slow_watchers,
+        watch_events: watches.events,
+        pending_events: watches.pending_events,
     }
 }
 

@@ -51,7 +51,7 @@ pub use answer::{
 pub use error::RequestError;
 pub use frames::ColdPair;
 pub use hash::{HashAnswer, HashJob};
-pub use history::History;
+pub use history::{History, HistoryStep};
 pub use key_range::KeyRange;
 pub use range::RangePlan;
 pub use revision::{Position, Revision};

@@ -28,7 +28,8 @@ use quorate::pb::mvccpb::KeyValue;
 use quorate::pb::quorate::command::Command;
 use quorate::pb::quorate::command::command::Body;
 use quorate::state::{
-    Event, EventKind, HashJob, History, Options, Position, RangeAnswer, Response, State, TxnAnswer,
+    Event, EventKind, HashJob, History, HistoryStep, Options, Position, RangeAnswer, Response,
+    State, TxnAnswer,
 };
 
 use super::memory::Map;
@@ -220,7 +221,9 @@ fn history(state: &State<Map>, start: i64) -> String {
         Err(refusal) => return format!("refused  {refusal}\n"),
     };
     let mut output = String::new();
-    while let Some(events) = history.next_events(state, 2).unwrap() {
+    let step = HistoryStep { events_max: 2, bytes_max: 1 << 20 };
+    while let Some(mut events) = history.next_events(&**state.backend(), step).unwrap() {
+        History::find_prev(state, &mut events);
         output.extend(events.iter().map(event));
     }
     output
