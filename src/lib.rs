@@ -79,3 +79,4 @@ pub mod state;
 pub mod storage;
 pub mod tasks;
 pub mod wal;
+pub mod watch;

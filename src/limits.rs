@@ -139,6 +139,29 @@ pub const STREAM_PARTS_MAX: usize = 2;
 /// Bytes of answers on one bidi stream that wait for the client; then its handler pauses.
 pub const STREAM_ANSWERS_BYTES_MAX: usize = 128 * 1024;
 
+/// Bytes of recent events kept in memory for watchers that are behind; older ones are read from the
+/// storage.
+pub const WATCH_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Bytes that wait in the queue of one watch stream; beyond it its watchers fall behind and catch up
+/// when the client has read half of it.
+pub const WATCH_QUEUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Watchers that catch up together.
+pub const WATCH_CHUNK_WATCHERS_MAX: usize = 512;
+
+/// Events after which one step of catching up stops; all events of a revision stay together.
+pub const WATCH_CHUNK_EVENTS_MAX: usize = 1000;
+
+/// Bytes after which one step of catching up stops.
+pub const WATCH_CHUNK_BYTES_MAX: usize = 512 * 1024;
+
+/// Default of `--watch-progress-notify-interval`.
+pub const WATCH_PROGRESS_DEFAULT: Duration = Duration::from_secs(600);
+
+/// Smallest `--watch-progress-notify-interval`; less is raised to it, with a warning (as in etcd).
+pub const WATCH_PROGRESS_MIN: Duration = Duration::from_millis(100);
+
 /// Keys in the first part of a RangeStream, as in etcd.
 pub const STREAM_FIRST_PART_KEYS: i64 = 10;
 

@@ -11,7 +11,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
 
 /// Methods counted one by one; the rest share the last counter.
-const METHODS: [(&str, &str); 16] = [
+const METHODS: [(&str, &str); 17] = [
     ("etcdserverpb.KV", "Range"),
     ("etcdserverpb.KV", "Put"),
     ("etcdserverpb.KV", "Txn"),
@@ -27,6 +27,7 @@ const METHODS: [(&str, &str); 16] = [
     ("etcdserverpb.Lease", "LeaseKeepAlive"),
     ("etcdserverpb.Lease", "LeaseTimeToLive"),
     ("etcdserverpb.Lease", "LeaseLeases"),
+    ("etcdserverpb.Watch", "Watch"),
     ("other", "other"),
 ];
 
@@ -104,6 +105,16 @@ pub struct Gauges {
     pub leases_renewed: u64,
     /// Leases ended as the leader.
     pub leases_expired: u64,
+    /// Open watch streams.
+    pub watch_streams: u64,
+    /// Watchers.
+    pub watchers: u64,
+    /// Watchers that are behind.
+    pub slow_watchers: u64,
+    /// Events that were sent.
+    pub watch_events: u64,
+    /// Events that wait to be sent.
+    pub pending_events: u64,
 }
 
 impl Default for Metrics {
@@ -198,13 +209,14 @@ impl Metrics {
             for (code, count) in codes.iter().enumerate() {
                 let count = count.load(Relaxed);
                 if count > 0 {
+                    let kind = if *method == "Watch" { "bidi_stream" } else { "unary" };
                     let code = CODES_BY_NUMBER[code];
                     push(
                         text,
                         format_args!(
                             "grpc_server_handled_total{{grpc_code=\"{code}\",\
                              grpc_method=\"{method}\",grpc_service=\"{service}\",\
-                             grpc_type=\"unary\"}} {count}\n"
+                             grpc_type=\"{kind}\"}} {count}\n"
                         ),
                     );
                 }
@@ -238,6 +250,10 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
         ("etcd_debugging_mvcc_keys_total", gauges.keys),
         ("etcd_debugging_mvcc_current_revision", gauges.revision),
         ("etcd_debugging_mvcc_compact_revision", gauges.compact_revision),
+        ("etcd_debugging_mvcc_watch_stream_total", gauges.watch_streams),
+        ("etcd_debugging_mvcc_watcher_total", gauges.watchers),
+        ("etcd_debugging_mvcc_slow_watcher_total", gauges.slow_watchers),
+        ("etcd_debugging_mvcc_pending_events_total", gauges.pending_events),
     ];
     for (name, value) in plain {
         single(text, name, "gauge", value);
@@ -251,6 +267,7 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
     for (name, value) in leases {
         single(text, name, "counter", value);
     }
+    single(text, "etcd_debugging_mvcc_events_total", "counter", gauges.watch_events);
     let labelled = [
         ("etcd_server_id", "server_id", format!("{:x}", gauges.member_id)),
         ("etcd_server_version", "server_version", crate::release::ETCD_VERSION.to_owned()),

@@ -66,6 +66,12 @@ pub(crate) fn range_part(header: Option<&ResponseHeader>, answer: &RangeAnswer) 
     frame.finish()
 }
 
+/// The fields of a WatchResponse between its header and its events.
+pub(super) fn put_watch(out: &mut impl BufMut, watch_id: i64, is_fragment: bool) {
+    put_int(out, 2, watch_id);
+    put_int(out, 7, i64::from(is_fragment));
+}
+
 /// Takes whole pairs off the front of `kvs`: as many as fit into `bytes_max`, and at least one.
 pub(crate) fn split_pairs(kvs: &mut Bytes, bytes_max: usize) -> Bytes {
     let mut rest = &kvs[..];
@@ -157,7 +163,8 @@ fn put_txn(out: &mut BytesMut, answer: &TxnAnswer) {
     }
 }
 
-fn put_header(out: &mut BytesMut, header: &ResponseHeader) {
+/// Field 1 of every answer.
+pub(super) fn put_header(out: &mut impl BufMut, header: &ResponseHeader) {
     put_key(out, 1);
     encode_varint(header.encoded_len() as u64, out);
     header.encode_raw(out);
@@ -170,13 +177,13 @@ fn put_message(out: &mut BytesMut, field: u8, message: &[u8]) {
     out.extend_from_slice(message);
 }
 
-fn put_key(out: &mut BytesMut, field: u8) {
+fn put_key(out: &mut impl BufMut, field: u8) {
     const LENGTH_DELIMITED: u8 = 2;
     out.put_u8(field << 3 | LENGTH_DELIMITED);
 }
 
 /// A varint field; zero is left out, as proto3 wants.
-fn put_int(out: &mut BytesMut, field: u8, value: i64) {
+fn put_int(out: &mut impl BufMut, field: u8, value: i64) {
     if value != 0 {
         out.put_u8(field << 3);
         encode_varint(value.cast_unsigned(), out);

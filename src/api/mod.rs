@@ -24,6 +24,7 @@ mod kv;
 mod lease;
 pub mod status;
 mod upkeep;
+mod watch;
 
 use grpc::{AnswerQueue, Answers, Body, Bounds, Call, Meter, Requests};
 use status::{Code, Status};
@@ -93,6 +94,12 @@ impl Api {
 
     /// From the path to the answer: the method is known before anything is read.
     async fn handle(&self, call: &Call, path: &str, body: Incoming) -> Result<Answer, Status> {
+        if let Some(method) = OpenMethod::find(path) {
+            let queue = match method {
+                OpenMethod::Watch => self.watch(call, body),
+            };
+            return queue.map(Answer::Open);
+        }
         let method = Method::find(path).ok_or_else(|| unknown_method(path))?;
         if matches!(method, Method::LeaseKeepAlive) {
             return self.lease_keep_alive(call, body).map(Answer::Open);
@@ -191,6 +198,22 @@ impl Method {
             "/etcdserverpb.Lease/LeaseLeases" => Method::LeaseLeases,
             _ => return None,
         })
+    }
+}
+
+/// The methods whose both directions stay open.
+#[derive(Debug, Clone, Copy)]
+enum OpenMethod {
+    Watch,
+}
+
+impl OpenMethod {
+    /// The method at `path`.
+    fn find(path: &str) -> Option<OpenMethod> {
+        match path {
+            "/etcdserverpb.Watch/Watch" => Some(OpenMethod::Watch),
+            _ => None,
+        }
     }
 }
 

@@ -45,6 +45,7 @@ use crate::limits::{
     ELECTION_MILLISECONDS_MAX, QUOTA_BYTES_DEFAULT, REQUEST_BYTES_RECOMMENDED_MAX,
     SERVING_THREADS_MAX, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT, SNAPSHOT_COUNT_DEFAULT,
     WAL_SEGMENT_BYTES_MAX, WAL_SEGMENT_BYTES_MIN, WARNING_UNARY_REQUEST_DEFAULT,
+    WATCH_PROGRESS_DEFAULT, WATCH_PROGRESS_MIN,
 };
 use crate::logging::{LogFormat, LogOutput, LogSettings};
 use flags::Values;
@@ -102,6 +103,8 @@ pub struct Config {
     pub grpc_keepalive_timeout: Duration,
     /// `--warning-unary-request-duration`: slower requests are logged, never zero.
     pub warning_unary_request_duration: Duration,
+    /// `--watch-progress-notify-interval`: how often idle watchers are told how far they are.
+    pub watch_progress_notify_interval: Duration,
     /// `--log-level`, `--log-format`, `--log-outputs`.
     pub log: LogSettings,
     /// `--quorate-value-cache-bytes`: memory for recent values; 0 keeps none.
@@ -156,7 +159,7 @@ impl Config {
             return Err(ConfigError::ConfigFile.into());
         }
         values.settle()?;
-        let config = Self::from_values(&values)?;
+        let mut config = Self::from_values(&values)?;
         let mut warnings = values.into_warnings();
         config.check(&mut warnings)?;
         Ok(Parsed { config, warnings })
@@ -269,6 +272,12 @@ impl Config {
                 Duration::ZERO => WARNING_UNARY_REQUEST_DEFAULT,
                 duration => duration,
             },
+            watch_progress_notify_interval: match values.duration("watch-progress-notify-interval")
+            {
+                // As in etcd.
+                Duration::ZERO => WATCH_PROGRESS_DEFAULT,
+                duration => duration,
+            },
             log: log_settings(values)?,
             value_cache_bytes: size(values.uint("quorate-value-cache-bytes")),
             wal_segment_bytes: values.uint("quorate-wal-segment-bytes"),
@@ -277,7 +286,7 @@ impl Config {
     }
 
     /// The checks that hold for every start, in etcd's order.
-    fn check(&self, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
+    fn check(&mut self, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
         self.check_urls()?;
         self.check_clock()?;
         let bounds = [
@@ -296,6 +305,10 @@ impl Config {
             if found < min || found > max {
                 return Err(ConfigError::OutOfBounds { name, min, max, found });
             }
+        }
+        if self.watch_progress_notify_interval < WATCH_PROGRESS_MIN {
+            self.watch_progress_notify_interval = WATCH_PROGRESS_MIN;
+            warnings.push("--watch-progress-notify-interval is raised to 100ms".to_owned());
         }
         if self.max_request_bytes > REQUEST_BYTES_RECOMMENDED_MAX {
             warnings.push(format!(

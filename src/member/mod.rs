@@ -21,8 +21,9 @@ use crate::pb::etcdserverpb::{RequestOp, ResponseHeader};
 use crate::pb::quorate::command::{Command, Group, PublishMember, command::Body};
 use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
 use crate::raft::{Forwarded, GroupId, Node, Observer, Store, WriteError};
-use crate::state::{Applied, ColdPair, RequestError, Response};
-use crate::tasks;
+use crate::state::{Applied, ColdPair, Event, RequestError, Response};
+use crate::watch::{Feed, Hub};
+use crate::{limits, tasks};
 
 mod compact;
 mod error;
@@ -31,6 +32,7 @@ pub(crate) mod lessor;
 mod propose;
 mod read;
 pub(crate) mod shard;
+mod watch;
 
 pub use error::Error;
 pub use lessor::{KeepAlive, LeaseCounts};
@@ -40,6 +42,8 @@ use compact::Compactor;
 use lessor::Lessor;
 use propose::{Proposer, ProposerOptions};
 use read::ReadRequest;
+use shard::Delivery;
+use watch::StateHistory;
 
 /// Who this member is and within which bounds it works.
 #[derive(Debug, Clone)]
@@ -60,6 +64,8 @@ pub struct MemberOptions {
     pub lease_ttl_seconds_min: i64,
     /// `--quota-backend-bytes`, as Status reports it.
     pub quota_bytes: i64,
+    /// `--watch-progress-notify-interval`.
+    pub watch_progress_interval: Duration,
     /// `--election-timeout`.
     pub election_timeout: Duration,
     /// How long a request may take: 5 s and two election timeouts, as in etcd.
@@ -73,19 +79,25 @@ pub struct Seed {
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
     compactor_woken: std::sync::mpsc::Receiver<()>,
+    feed: Arc<Feed>,
     shards: Vec<Arc<Shard>>,
-    deliveries: Vec<mpsc::UnboundedReceiver<shard::Delivery>>,
+    deliveries: Vec<mpsc::UnboundedReceiver<Delivery>>,
     on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Seed {
-    /// Prepares a member with `shards` serving threads; `on_fatal` must end the process.
+    /// Prepares a member with `shards` serving threads and a state at `revision`; `on_fatal` must
+    /// end the process.
     pub fn new(
         options: MemberOptions,
         shards: usize,
+        revision: i64,
         on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> Seed {
-        let (shards, deliveries): (Vec<_>, Vec<_>) = (0..shards).map(Shard::new).unzip();
+        let feed = Feed::new(shards, revision, limits::WATCH_WINDOW_BYTES_MAX);
+        let hubs = (0..shards).map(|number| (number, Hub::new(&feed, number)));
+        let (shards, deliveries): (Vec<_>, Vec<_>) =
+            hubs.map(|(number, hub)| Shard::new(number, hub)).unzip();
         let proposer_options = ProposerOptions {
             member_id: options.member_id.0,
             request_bytes_max: options.request_bytes_max,
@@ -94,7 +106,17 @@ impl Seed {
         let proposer = Arc::new(Proposer::new(proposer_options, shards.clone()));
         let lessor = Lessor::new(options.member_id.0, options.request_timeout, shards.clone());
         let (compactor, compactor_woken) = Compactor::new();
-        Seed { options, proposer, compactor, lessor, compactor_woken, shards, deliveries, on_fatal }
+        Seed {
+            options,
+            proposer,
+            compactor,
+            lessor,
+            compactor_woken,
+            feed,
+            shards,
+            deliveries,
+            on_fatal,
+        }
     }
 
     /// Whom raft tells what it applied.
@@ -103,6 +125,8 @@ impl Seed {
             proposer: Arc::clone(&self.proposer),
             compactor: Arc::clone(&self.compactor),
             lessor: Arc::clone(&self.lessor),
+            feed: Arc::clone(&self.feed),
+            shards: self.shards.clone(),
             on_fatal: Arc::clone(&self.on_fatal),
         })
     }
@@ -122,8 +146,15 @@ impl Seed {
             on_fatal(&error.to_string());
         });
         self.compactor.wake();
+        let history = Arc::new(StateHistory {
+            shared: Arc::clone(node.shared()),
+            compactor: Arc::clone(&self.compactor),
+            on_fatal: Arc::clone(&self.on_fatal),
+        });
         let member = Arc::new(Member {
             options: self.options,
+            feed: self.feed,
+            history,
             node,
             proposer: self.proposer,
             compactor: self.compactor,
@@ -141,12 +172,14 @@ impl Seed {
 pub struct ShardSeat {
     /// What requests of this thread pass to the member.
     pub shard: Arc<Shard>,
-    deliveries: mpsc::UnboundedReceiver<shard::Delivery>,
+    deliveries: mpsc::UnboundedReceiver<Delivery>,
 }
 
 impl ShardSeat {
     /// Fires the completions for this thread; runs on it until the member is gone.
     pub async fn deliver(self, member: Arc<Member>) {
+        let hub = Arc::clone(self.shard.hub());
+        tasks::spawn("watch-catch-up", hub.catch_up(Arc::clone(&member.history) as _));
         let start_round = move |shard: &Arc<Shard>| member.start_read_round(shard);
         self.shard.deliver_all(self.deliveries, start_round).await;
     }
@@ -156,6 +189,8 @@ struct MemberObserver {
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
+    feed: Arc<Feed>,
+    shards: Vec<Arc<Shard>>,
     on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -170,7 +205,12 @@ impl Observer for MemberObserver {
         self.proposer.complete(group, outcomes);
     }
 
-    fn installed(&self) {
+    fn changed(&self, events: Vec<Event>) {
+        self.feed.publish(events, |hub, news| self.shards[hub].deliver(Delivery::Watch(news)));
+    }
+
+    fn installed(&self, revision: i64) {
+        self.feed.resync(revision, |hub, news| self.shards[hub].deliver(Delivery::Watch(news)));
         self.compactor.wake();
     }
 
@@ -184,6 +224,8 @@ impl Observer for MemberObserver {
 /// This member of the cluster.
 pub struct Member {
     options: MemberOptions,
+    feed: Arc<Feed>,
+    history: Arc<StateHistory>,
     node: Arc<Node>,
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
@@ -308,7 +350,7 @@ impl Member {
         let mut leadership = self.node.watch_leadership();
         let mut lost_leader_at = None;
         loop {
-            tokio::time::sleep(crate::limits::SWEEP_INTERVAL).await;
+            tokio::time::sleep(limits::SWEEP_INTERVAL).await;
             let now = clock::now();
             if leadership.has_changed().unwrap_or(false) {
                 leadership.mark_unchanged();

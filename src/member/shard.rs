@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Error;
 use super::lessor::Renewal;
 use crate::state::Applied;
+use crate::watch::{Hub, News};
 
 /// The outcome of one command, or why there is none.
 pub type Reply = Result<Applied, Error>;
@@ -30,6 +31,8 @@ pub(crate) enum Delivery {
     Renewals(Vec<(oneshot::Sender<Renewal>, Renewal)>),
     /// The read round that was in flight has ended.
     ReadRound(Result<(), ReadRefused>),
+    /// What its watchers want to know.
+    Watch(News),
 }
 
 /// Why a read round failed; each waiting read gets a copy.
@@ -59,6 +62,7 @@ pub struct Shard {
     /// The thread's number; [`ReplySlot`]s name it.
     pub(crate) id: usize,
     inbox: mpsc::UnboundedSender<Delivery>,
+    hub: Arc<Hub>,
     reads: Mutex<Reads>,
 }
 
@@ -71,9 +75,9 @@ struct Reads {
 
 impl Shard {
     /// A shard and the receiver that [`Shard::deliver_all`] drains on the shard's own thread.
-    pub(crate) fn new(id: usize) -> (Arc<Shard>, mpsc::UnboundedReceiver<Delivery>) {
+    pub(crate) fn new(id: usize, hub: Arc<Hub>) -> (Arc<Shard>, mpsc::UnboundedReceiver<Delivery>) {
         let (inbox, deliveries) = mpsc::unbounded_channel();
-        (Arc::new(Shard { id, inbox, reads: Mutex::default() }), deliveries)
+        (Arc::new(Shard { id, inbox, hub, reads: Mutex::default() }), deliveries)
     }
 
     /// Hands `delivery` to the shard's thread: one wake-up, however many replies.
@@ -82,6 +86,11 @@ impl Shard {
     pub(crate) fn deliver(&self, delivery: Delivery) {
         // A closed inbox means that the serving thread has ended; nobody waits any more.
         self.inbox.send(delivery).ok();
+    }
+
+    /// The watchers of this thread.
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
     }
 
     /// Adds a read; `true` if the caller must start a round.
@@ -132,6 +141,7 @@ impl Shard {
                         sender.send(renewal).ok();
                     }
                 }
+                Delivery::Watch(news) => self.hub.take(news),
                 Delivery::ReadRound(result) => {
                     if self.end_read_round(result) {
                         start_round(&self);
@@ -145,10 +155,11 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::Feed;
 
     #[test]
     fn reads_that_come_during_a_round_share_the_next() {
-        let (shard, _deliveries) = Shard::new(0);
+        let (shard, _deliveries) = Shard::new(0, Hub::new(&Feed::new(1, 1, 0), 0));
         let (mut first, start) = shard.join_read();
         assert!(start);
         let (mut second, start) = shard.join_read();

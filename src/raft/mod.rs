@@ -18,7 +18,7 @@
 //! **Invariants:** nothing is applied that is not on this member's disk; a write is retried only if
 //! it certainly reached no log; every call between members carries and checks their identity.
 
-use crate::state::{Applied, State};
+use crate::state::{Applied, Event, State};
 use crate::storage::sled::SledBackend;
 
 mod cluster_clock;
@@ -61,8 +61,10 @@ pub struct GroupId {
 pub trait Observer: Send + Sync + 'static {
     /// A group was applied, with one outcome for each of its commands.
     fn applied(&self, group: GroupId, outcomes: Vec<Applied>);
-    /// The state was replaced by a snapshot.
-    fn installed(&self);
+    /// The events of one entry, in order, after the outcomes of its commands were reported.
+    fn changed(&self, events: Vec<Event>);
+    /// The state was replaced by a snapshot, and is at `revision` now.
+    fn installed(&self, revision: i64);
     /// Another member leads, or none.
     fn leader_changed(&self, leader: Option<u64>);
     /// The node cannot go on; the process must exit.

@@ -103,20 +103,20 @@ pub(crate) async fn install(
     let (data_dir, shared_for_flip) = (Arc::clone(&shared.data_dir), Arc::clone(shared));
     let flipped = tokio::task::spawn_blocking(move || {
         data_dir.lock().flip_to(directory).map_err(io::Error::other)?;
-        let at = state.applied();
+        let (at, revision) = (state.applied(), state.revision());
         let (leader, state_ms) = (at.map_or(0, |at| at.leader), state.time_unix_ms());
         let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
         *shared_for_flip.replaced.lock() = Some(Arc::downgrade(old.backend()));
         shared_for_flip.clock.applied(leader, state_ms, clock::now());
         drop(old);
-        Ok::<_, io::Error>(at)
+        Ok::<_, io::Error>((at, revision))
     });
-    let at = flipped.await.map_err(io::Error::other)??;
+    let (at, revision) = flipped.await.map_err(io::Error::other)??;
     shared.watch_backlog();
     if let Some(at) = at {
         shared.advanced(at);
     }
-    shared.observer.installed();
+    shared.observer.installed(revision);
     tracing::info!(index = at.map(|at| at.index), "applied snapshot");
     Ok(())
 }

@@ -21,7 +21,7 @@ use super::{GroupId, codec};
 use crate::clock;
 use crate::pb::quorate::command::Proposal;
 use crate::pb::quorate::peer as pb;
-use crate::state::Position;
+use crate::state::{Event, Position};
 use crate::storage::StorageError;
 
 /// The state machine that openraft drives.
@@ -40,17 +40,22 @@ impl StateMachine {
             io::Error::new(io::ErrorKind::InvalidData, format!("log entry {}: {error}", at.index))
         })?;
         let commands = proposal.groups.iter().flat_map(|group| &group.commands);
-        let (applied, state_ms) = {
+        let (mut applied, state_ms) = {
             let mut state = self.shared.state.write();
             let applied = state.apply(at, proposal.time_unix_ms, commands);
             (applied.map_err(storage_failed)?, state.time_unix_ms())
         };
         self.shared.clock.applied(at.leader, state_ms, clock::now());
+        let events = applied.iter_mut().flat_map(|applied| std::mem::take(&mut applied.events));
+        let events: Vec<Event> = events.collect();
         let mut applied = applied.into_iter();
         for group in &proposal.groups {
             let id = GroupId { origin: group.origin, epoch: group.epoch, sequence: group.sequence };
             let outcomes = applied.by_ref().take(group.commands.len()).collect();
             self.shared.observer.applied(id, outcomes);
+        }
+        if !events.is_empty() {
+            self.shared.observer.changed(events);
         }
         Ok(())
     }

@@ -98,6 +98,7 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
     let state = member.state();
     let db_bytes = state.backend().size_bytes();
     let leases = member.lease_counts();
+    let watches = member.watch_totals();
     metrics.leader_changes.store(node.leader_changes(), Relaxed);
     Gauges {
         has_leader: leadership.leader.is_some(),
@@ -117,6 +118,11 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
         leases_revoked: leases.revoked.load(Relaxed),
         leases_renewed: leases.renewed.load(Relaxed),
         leases_expired: leases.expired.load(Relaxed),
+        watch_streams: watches.streams,
+        watchers: watches.watchers,
+        slow_watchers: watches.slow_watchers,
+        watch_events: watches.events,
+        pending_events: watches.pending_events,
     }
 }
 

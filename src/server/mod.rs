@@ -97,7 +97,8 @@ impl Server {
         let on_fatal = Arc::new(move |reason: &str| {
             fatal.send_replace(Some(reason.to_owned()));
         });
-        let seed = Seed::new(member_options(&config, identity), shards, on_fatal);
+        let revision = parts.state.revision();
+        let seed = Seed::new(member_options(&config, identity), shards, revision, on_fatal);
         let peers = Peers::new(identity.cluster_id.0, identity.member_id.0);
         let metrics = Arc::clone(&parts.metrics);
         let node_parts = NodeParts {
@@ -239,6 +240,7 @@ fn member_options(config: &Config, identity: Identity) -> MemberOptions {
         txn_ops_max: config.max_txn_ops,
         lease_ttl_seconds_min: least_lease_ttl_seconds(config),
         quota_bytes: config.quota_backend_bytes.map_or(0, u64::cast_signed),
+        watch_progress_interval: config.watch_progress_notify_interval,
         election_timeout: config.election_timeout,
         // As in etcd: five seconds for the disk and the network, and two elections.
         request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,

@@ -136,8 +136,11 @@ pub struct Event {
     pub create_revision: i64,
     /// Counts the writes since the key was created; 0 for a delete.
     pub version: i64,
-    /// Where the pair that this event replaced is recorded; none if the key was not there.
+    /// Where the pair that the key had before this revision is recorded; none if the key was not
+    /// there, or if nobody has looked for it yet.
     pub prev: Option<Revision>,
+    /// That pair, encoded, if it is in memory.
+    pub prev_kv: Option<Bytes>,
 }
 
 impl Event {

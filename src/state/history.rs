@@ -1,4 +1,7 @@
 //! The events of past revisions, for watchers that begin in the past or fell behind.
+//!
+//! The storage is read without the lock of the state; what only the index knows, the places of
+//! previous pairs, is looked up in a second, short step, and only by those who want it.
 
 use std::ops::ControlFlow;
 
@@ -23,6 +26,15 @@ pub struct History {
     _pin: Pin,
 }
 
+/// How much of the history one step reads; all events of a revision always stay together.
+#[derive(Debug, Clone, Copy)]
+pub struct HistoryStep {
+    /// Events to stop behind.
+    pub events_max: usize,
+    /// Bytes of encoded pairs to stop behind.
+    pub bytes_max: usize,
+}
+
 impl History {
     /// The events from revision `start` on, up to the current one. Pins the history it walks.
     pub fn new<B: Backend>(state: &State<B>, start: i64) -> Result<Self, RequestError> {
@@ -38,49 +50,72 @@ impl History {
         self.last
     }
 
-    /// The events of the next revisions, at least `events_max` if there are as many, and always
-    /// all events of a revision; none at the end.
+    /// The revision with which the next step begins.
+    pub fn next(&self) -> i64 {
+        self.next
+    }
+
+    /// The events of the next revisions, perhaps none where history was compacted; nothing at the
+    /// end. Where their previous pairs are is not filled in: see [`History::find_prev`].
+    ///
+    /// `backend` is that of the state; no lock is needed. May block on the storage.
     pub fn next_events<B: Backend>(
         &mut self,
-        state: &State<B>,
-        events_max: usize,
+        backend: &B,
+        step: HistoryStep,
     ) -> Result<Option<Vec<Event>>, StorageError> {
         if self.next > self.last {
             return Ok(None);
         }
+        // A revision has at least one event, so that no more revisions than this are needed.
+        let revisions = i64::try_from(step.events_max).unwrap_or(i64::MAX).max(1);
+        let behind = self.next.saturating_add(revisions).min(self.last + 1);
         let start = schema::record_key(Revision::first(self.next));
-        let end = schema::record_key(Revision::first(self.last + 1));
+        let end = schema::record_key(Revision::first(behind));
         let mut events: Vec<Event> = Vec::new();
-        let mut torn = false;
-        self.next = self.last + 1;
-        records::scan(&**state.backend(), &start, &end, &mut |revision, value| {
-            let Some(event) = read_event(state, revision, value) else {
+        let (mut torn, mut bytes) = (false, 0);
+        self.next = behind;
+        records::scan(backend, &start, &end, &mut |revision, value| {
+            let Some(event) = read_event(revision, value) else {
                 torn = true;
                 return ControlFlow::Break(());
             };
             let main = event.revision.main;
             let is_next = events.last().is_some_and(|last| last.revision.main < main);
-            if events.len() >= events_max && is_next {
+            if is_next && (events.len() >= step.events_max || bytes >= step.bytes_max) {
                 self.next = main;
                 return ControlFlow::Break(());
             }
+            bytes += event.kv.len();
             events.push(event);
             ControlFlow::Continue(())
         })?;
         if torn {
             return Err(damaged("a record is malformed"));
         }
-        Ok(Some(events).filter(|events| !events.is_empty()))
+        Ok(Some(events))
+    }
+
+    /// Fills in where the previous pairs of `events` are recorded.
+    pub fn find_prev<'e, B: Backend>(
+        state: &State<B>,
+        events: impl IntoIterator<Item = &'e mut Event>,
+    ) {
+        for event in events {
+            // As in etcd: what was compacted is not told as the previous pair.
+            let before = event.revision.main - 1;
+            let is_readable = before >= state.compact_revision();
+            let entry = state.index().get(&event.key).filter(|_| is_readable);
+            let version = entry.and_then(|entry| entry.live_at(before));
+            event.prev = version.map(|version| version.revision());
+        }
     }
 }
 
-fn read_event<B: Backend>(state: &State<B>, revision: Revision, value: &[u8]) -> Option<Event> {
+fn read_event(revision: Revision, value: &[u8]) -> Option<Event> {
     let (kind, kv) = record::split(value)?;
     let pair = Pair::decode(kv)?;
     let kv = Bytes::copy_from_slice(kv);
-    // As in etcd: what was compacted is not told as the previous pair.
-    let before = revision.main - 1;
-    let entry = state.index().get(pair.key).filter(|_| before >= state.compact_revision());
     Some(Event {
         kind,
         key: record::key_of(&kv),
@@ -88,7 +123,8 @@ fn read_event<B: Backend>(state: &State<B>, revision: Revision, value: &[u8]) ->
         revision,
         create_revision: pair.create_revision,
         version: pair.version,
-        prev: entry.and_then(|entry| entry.live_at(before)).map(|version| version.revision()),
+        prev: None,
+        prev_kv: None,
     })
 }
 

@@ -56,7 +56,7 @@ pub use compact::CompactStep;
 pub use error::RequestError;
 pub use frames::ColdPair;
 pub use hash::{HashAnswer, HashJob};
-pub use history::History;
+pub use history::{History, HistoryStep};
 pub use key_range::KeyRange;
 pub use lease::Lease;
 pub use range::RangePlan;

@@ -192,7 +192,7 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
     fn write_put(&mut self, key: &[u8], value: &[u8], lease: i64) {
         let revision = self.next();
         let main = revision.main;
-        let (record, event) = self.state.index_mut().write(key, |before| {
+        let ((record, event), before) = self.state.index_mut().write(key, |before| {
             let create = if before.is_live() { before.create } else { main };
             let number = before.number + 1;
             let pair = Pair {
@@ -211,13 +211,24 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
             Written { version, cached, answer: (record, event) }
         });
         self.pending.records.put(record.at, record.value);
+        self.push_event(event, before);
+    }
+
+    fn push_event(&mut self, mut event: Event, before: Option<Box<[u8]>>) {
+        event.prev_kv = before.filter(|_| event.prev.is_some()).map(Bytes::from);
+        if event.prev.is_some_and(|prev| prev.main == event.revision.main) {
+            // As in etcd: previous is what was there before the revision, not within it.
+            let first = self.events.iter().find(|first| first.key == event.key);
+            let first = first.expect("the pair was written by this transaction");
+            (event.prev, event.prev_kv) = (first.prev, first.prev_kv.clone());
+        }
         self.events.push(event);
     }
 
     fn write_tombstone(&mut self, key: &[u8]) {
         let revision = self.next();
         let main = revision.main;
-        let (record, event) = self.state.index_mut().write(key, |before| {
+        let ((record, event), before) = self.state.index_mut().write(key, |before| {
             assert!(before.is_live(), "only a live key is deleted");
             // As in etcd: the pair of a delete has only its key and mod revision.
             let pair = Pair { key, mod_revision: main, ..Pair::default() };
@@ -228,7 +239,7 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
             Written { version, cached: None, answer: (record, event) }
         });
         self.pending.records.put(record.at, record.value);
-        self.events.push(event);
+        self.push_event(event, before);
     }
 }
 
@@ -248,5 +259,6 @@ fn event(
         create_revision,
         version,
         prev: before.is_live().then(|| before.revision()),
+        prev_kv: None,
     }
 }

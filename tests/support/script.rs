@@ -29,8 +29,8 @@ use quorate::pb::mvccpb::KeyValue;
 use quorate::pb::quorate::command::command::Body;
 use quorate::pb::quorate::command::{Command, LeaseExpire, LeaseRenew};
 use quorate::state::{
-    CompactStep, Event, EventKind, HashJob, History, LeaseTerm, Options, Position, RangeAnswer,
-    Response, State, TxnAnswer,
+    CompactStep, Event, EventKind, HashJob, History, HistoryStep, LeaseTerm, Options, Position,
+    RangeAnswer, Response, State, TxnAnswer,
 };
 
 use super::memory::Map;
@@ -274,7 +274,9 @@ fn history(state: &State<Map>, start: i64) -> String {
         Err(refusal) => return format!("refused  {refusal}\n"),
     };
     let mut output = String::new();
-    while let Some(events) = history.next_events(state, 2).unwrap() {
+    let step = HistoryStep { events_max: 2, bytes_max: 1 << 20 };
+    while let Some(mut events) = history.next_events(&**state.backend(), step).unwrap() {
+        History::find_prev(state, &mut events);
         output.extend(events.iter().map(event));
     }
     output

@@ -170,6 +170,15 @@ pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> 
     })
 }
 
+/// As [`decode`], with the text that grpc-go has for messages of a stream.
+pub(crate) fn decode_in_stream<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message).map_err(|_| {
+        let text = "grpc: failed to unmarshal the received message: proto: cannot parse invalid \
+                    wire-format data";
+        Status::new(Code::Internal, text)
+    })
+}
+
 /// Encodes `message` behind its prefix.
 pub(crate) fn encode<M: Message>(message: &M) -> Bytes {
     let mut frame = FrameBuilder::with_capacity(message.encoded_len());

@@ -32,7 +32,7 @@ mod requests;
 pub use answers::AnswerQueue;
 pub(crate) use answers::{Answers, Meter};
 pub(crate) use head::{Call, Encoding, Refusal};
-pub(crate) use message::{FrameBuilder, as_in_streams, decode, encode};
+pub(crate) use message::{FrameBuilder, as_in_streams, decode, decode_in_stream, encode};
 pub(crate) use requests::Requests;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

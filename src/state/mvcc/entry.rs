@@ -94,9 +94,10 @@ impl Entry {
         self.kv.as_ref().map_or(0, |kv| kv.len())
     }
 
-    pub(super) fn set_cached(&mut self, kv: Option<Box<[u8]>>) {
-        self.kv = kv;
+    /// Keeps `kv`; gives back what was kept before.
+    pub(super) fn set_cached(&mut self, kv: Option<Box<[u8]>>) -> Option<Box<[u8]>> {
         *self.read.get_mut() = false;
+        std::mem::replace(&mut self.kv, kv)
     }
 
     /// Takes back the mark that [`Entry::cached`] leaves, and says whether there was one.

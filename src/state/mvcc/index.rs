@@ -75,20 +75,21 @@ impl Index {
 
     /// Adds the version and the pair that `change` makes of the latest version so far.
     ///
-    /// The pair stays in memory at least until [`Index::evict`].
+    /// The pair stays in memory at least until [`Index::evict`]. Also gives back the pair of the
+    /// version before, if it was in memory.
     pub(crate) fn write<R>(
         &mut self,
         key: &[u8],
         change: impl FnOnce(&Version) -> Written<R>,
-    ) -> R {
+    ) -> (R, Option<Box<[u8]>>) {
         let cached_bytes = &mut self.cached_bytes;
         self.tree.upsert(key, |entry| {
             let written = change(entry.latest());
             *cached_bytes -= entry.cached_len();
             *cached_bytes += written.cached.as_ref().map_or(0, |kv| kv.len());
             entry.push(written.version);
-            entry.set_cached(written.cached);
-            written.answer
+            let before = entry.set_cached(written.cached);
+            (written.answer, before)
         })
     }
 
@@ -100,7 +101,7 @@ impl Index {
             latest.is_live() && latest.revision() == revision && entry.cached_len() == 0
         };
         if kv.len() <= self.cached_bytes_max && self.get(key).filter(is_wanted).is_some() {
-            self.tree.update(key, |entry| entry.set_cached(Some(kv.into())));
+            self.tree.update(key, |entry| drop(entry.set_cached(Some(kv.into()))));
             self.cached_bytes += kv.len();
         }
     }

@@ -1,0 +1,1 @@
+//! Hub, streams and catch-up together, on a state in memory.
