@@ -68,7 +68,6 @@ impl<'a> KeepAlive<'a> {
                     return Some(response);
                 }
                 Ok(Err(_)) => {
-                    self.open = None;
                     self.next_at = now() + RETRY_PAUSE;
                 }
             }
@@ -83,23 +82,34 @@ impl<'a> KeepAlive<'a> {
 
     async fn renew(&mut self) -> Result<LeaseKeepAliveResponse, Error> {
         sleep_until(self.next_at.into()).await;
-        if self.open.is_none() {
-            self.open = Some(self.open().await?);
-        }
         let patience = (self.ttl / 3).max(ANSWER_TIME_MIN);
-        let Some(open) = &mut self.open else { return Err(Error::NoEndpoints) };
-        self.failed = Some(open.endpoint);
+        timeout(patience, self.exchange()).await.unwrap_or(Err(Error::Deadline))
+    }
+
+    async fn exchange(&mut self) -> Result<LeaseKeepAliveResponse, Error> {
+        let request = LeaseKeepAliveRequest { id: self.id };
         let lost = || Error::from(Status::unavailable("the stream of renewals has ended"));
-        open.requests.send(LeaseKeepAliveRequest { id: self.id }).await.map_err(|_| lost())?;
-        let answer = timeout(patience, open.responses.message()).await;
-        let response = answer.map_err(|_| Error::Deadline)??.ok_or_else(lost)?;
+        let mut open = match self.open.take() {
+            Some(open) => {
+                open.requests.send(request).await.map_err(|_| lost())?;
+                open
+            }
+            None => self.open(request).await?,
+        };
+        // Until the answer is there, the endpoint is one to avoid.
+        self.failed = Some(open.endpoint);
+        let response = open.responses.message().await?.ok_or_else(lost)?;
         self.failed = None;
+        self.open = Some(open);
         Ok(response)
     }
 
-    async fn open(&self) -> Result<Open, Error> {
+    /// Opens a stream. The first request goes along: a server may answer nothing before it.
+    async fn open(&mut self, request: LeaseKeepAliveRequest) -> Result<Open, Error> {
         let session = self.client.session(self.failed).await?;
+        self.failed = Some(session.endpoint);
         let (requests, queue) = mpsc::channel(1);
+        requests.try_send(request).expect("the queue is new and has room");
         let message = session.request(outgoing(queue));
         let mut lease = LeaseClient::new(session.channel.clone());
         let responses = lease.lease_keep_alive(message).await?.into_inner();
