@@ -11,11 +11,12 @@
 //! next one takes over when the lease has expired: within its TTL and a second. The judge then reads
 //! the ledger's whole history and checks that the tokens never decrease from one write to the next.
 
-use std::{error::Error, time::{Duration, Instant}};
-
-use etcd_client::{
-    Client, Compare, CompareOp, EventType, PutOptions, Txn, TxnOp, WatchOptions,
+use std::{
+    error::Error,
+    time::{Duration, Instant},
 };
+
+use etcd_client::{Client, Compare, CompareOp, EventType, PutOptions, Txn, TxnOp, WatchOptions};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -132,14 +133,16 @@ async fn main() -> Result<()> {
     // Each write waits until it is counted: a killed leader leaves nothing behind in here.
     let (progress, mut writes) = mpsc::channel(1);
     let start = |number| {
-        let work = candidate(
-            endpoints.clone(),
-            names.clone(),
-            number,
-            elected.clone(),
-            progress.clone(),
-        );
-        tokio::spawn(work)
+        let work =
+            candidate(endpoints.clone(), names.clone(), number, elected.clone(), progress.clone());
+        tokio::spawn(async move {
+            // Only a candidate that was not killed comes to this.
+            let ended = work.await;
+            if let Err(error) = &ended {
+                println!("candidate {number} gave up: {error}");
+            }
+            ended
+        })
     };
     let mut candidates: Vec<JoinHandle<Result<()>>> = (0..3).map(start).collect();
     let mut killed: Option<Instant> = None;
@@ -149,7 +152,10 @@ async fn main() -> Result<()> {
         let leader = timeout(patience, elections.recv()).await;
         let leader = leader.map_err(|_| "nobody took over in time")?.ok_or("no candidates")?;
         let took = killed.map_or(Duration::ZERO, |killed| killed.elapsed());
-        println!("round {round}: candidate {} leads, token {}, after {took:?}", leader.candidate, leader.token);
+        println!(
+            "round {round}: candidate {} leads, token {}, after {took:?}",
+            leader.candidate, leader.token
+        );
         let mut seen = 0;
         while seen < WRITES {
             let token = timeout(Duration::from_secs(30), writes.recv()).await?;

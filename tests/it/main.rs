@@ -9,6 +9,7 @@ mod bad_luck;
 mod bench;
 mod conformance;
 mod crash;
+mod ctl;
 mod model;
 mod scripts;
 mod snapshot;

@@ -72,3 +72,27 @@ pub(crate) fn quoted(words: &[OsString]) -> String {
     let words: Vec<String> = words.iter().map(|word| go::quote(word.as_bytes())).collect();
     format!("[{}]", words.join(" "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(words: &[&str]) -> Result<(), (String, u8)> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = runtime.block_on(run(&words, &[("QUORATECTL_TEST", "1".into())]));
+        result.map_err(|error| (error.to_string(), error.exit_code()))
+    }
+
+    #[test]
+    fn failures_are_worded_as_in_go() {
+        assert_eq!(outcome(&["sh", "-c", "exit $((QUORATECTL_TEST - 1))"]), Ok(()));
+        let failure = |text: &str, code| Err((text.to_owned(), code));
+        assert_eq!(outcome(&["sh", "-c", "exit 7"]), failure("exit status 7", 7));
+        assert_eq!(outcome(&["sh", "-c", "kill -9 $$"]), failure("signal: killed", 255));
+        let missing = r#"exec: "no-such-program": executable file not found in $PATH"#;
+        assert_eq!(outcome(&["no-such-program"]), failure(missing, 1));
+        let missing = "fork/exec /no/such: no such file or directory";
+        assert_eq!(outcome(&["/no/such"]), failure(missing, 1));
+    }
+}

@@ -317,3 +317,60 @@ fn parse_line(line: &str, environment: &Environment) -> Result<Entry, Error> {
         Err(text) => Entry::Invalid(format!("Invalid command {line} ({text})")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(line: &str) -> Result<Entry, Error> {
+        parse_line(line, &Environment::default())
+    }
+
+    #[test]
+    fn a_line_has_its_own_flags_and_command() {
+        let line = r#"watch --prefix "a b" --rev 7 --prev-kv -- sh -c 'exit 3'"#;
+        let Entry::Watch(request, command) = entry(line).unwrap() else { panic!("no watcher") };
+        assert_eq!((request.key.as_ref(), request.range_end.as_ref()), (&b"a b"[..], &b"a c"[..]));
+        assert_eq!((request.start_revision, request.prev_kv), (7, true));
+        assert_eq!(command, ["sh", "-c", "exit 3"]);
+        assert!(matches!(entry("progress").unwrap(), Entry::Progress));
+    }
+
+    #[test]
+    fn some_mistakes_end_the_program_and_others_do_not() {
+        for (line, text) in [
+            ("", "Invalid command:  (watch and progress supported)"),
+            ("foo k", "Invalid command foo k (only support watch)"),
+            ("watch", "Invalid command watch (command type or key is not provided)"),
+            (
+                "watch a b --prefix",
+                "Invalid command watch a b --prefix (`range_end` and `--prefix` are mutually exclusive)",
+            ),
+        ] {
+            let Entry::Invalid(found) = entry(line).unwrap() else { panic!("{line} is valid") };
+            assert_eq!(found, text);
+        }
+        for (line, text) in [
+            ("watch --prefix", "bad number of arguments"),
+            ("watch k --", "bad number of arguments (found separator --, but no commands)"),
+            ("watch k --bogus", "unknown flag: --bogus"),
+            ("watch k -w json", "unknown shorthand flag: 'w' in -w"),
+        ] {
+            let error = entry(line).unwrap_err();
+            assert_eq!((error.to_string().as_str(), error.exit_code()), (text, 128), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_environment_names_the_interval() {
+        let environment = Environment { key: "a".into(), range_end: "c".into() };
+        let Entry::Watch(request, _) = parse_line("watch --rev 3", &environment).unwrap() else {
+            panic!("no watcher");
+        };
+        assert_eq!((request.key.as_ref(), request.range_end.as_ref()), (&b"a"[..], &b"c"[..]));
+        assert_eq!(
+            parse_line("watch k", &environment).unwrap_err().to_string(),
+            "bad number of arguments (found conflicting environment key)"
+        );
+    }
+}
