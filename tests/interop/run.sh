@@ -5,7 +5,8 @@
 #
 # Each folder with a run.sh is one client; that script takes the endpoint and ends with 0 (passed),
 # 77 (skipped, after saying why) or anything else (failed). What clients install goes below
-# INTEROP_CACHE, by default target/interop. The store behind the endpoint is compacted.
+# INTEROP_CACHE, by default target/interop. INTEROP_COORDINATION=0 leaves out watch, lease, lock and
+# election. The store behind the endpoint is compacted.
 set -u
 
 if [ $# -lt 1 ]; then

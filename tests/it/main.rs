@@ -9,6 +9,7 @@ mod bad_luck;
 mod bench;
 mod conformance;
 mod crash;
+mod ctl;
 mod lease;
 mod model;
 mod scripts;

@@ -24,8 +24,8 @@ use crate::{error::Error, flags::GlobalFlags, terminal};
 /// Pings more often than this break etcd's enforcement policy; grpc-go raises them silently too.
 const KEEPALIVE_TIME_MIN: Duration = Duration::from_secs(10);
 
-/// Pause between attempts to connect or to repeat a read.
-const RETRY_PAUSE: Duration = Duration::from_millis(25);
+/// Pause between attempts to connect, to repeat a read or to resume a stream.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(25);
 
 /// Attempts of one read, all endpoints together.
 const READ_ATTEMPTS_MAX: usize = 100;
@@ -78,7 +78,8 @@ enum Credentials {
 pub(crate) struct Session {
     /// The HTTP/2 connection.
     pub(crate) channel: Channel,
-    endpoint: usize,
+    /// Which endpoint it leads to, by its place on the command line.
+    pub(crate) endpoint: usize,
     token: Option<MetadataValue<Ascii>>,
 }
 
@@ -213,7 +214,7 @@ impl Client {
     }
 
     /// The connection of the last call or, if there is none or it failed, a new one.
-    async fn session(&self, failed: Option<usize>) -> Result<Session, Error> {
+    pub(crate) async fn session(&self, failed: Option<usize>) -> Result<Session, Error> {
         let cached = self.cached.borrow().clone();
         if let (Some(session), None) = (cached, failed) {
             return Ok(session);

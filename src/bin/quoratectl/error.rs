@@ -31,6 +31,17 @@ pub(crate) enum Error {
     /// The command line cannot be parsed, or the answer is bad news.
     #[error("{0}")]
     General(String),
+    /// What should have gone on was ended from outside.
+    #[error("{0}")]
+    Interrupted(String),
+    /// A program that was run for the user failed; its exit code becomes ours.
+    #[error("{text}")]
+    Program {
+        /// What became of it, in Go's words.
+        text: String,
+        /// The exit code to pass on.
+        code: u8,
+    },
     /// Part of the command failed and has said so already.
     #[error("already reported")]
     Reported,
@@ -47,6 +58,8 @@ impl Error {
             Self::Connection(_) | Self::NoEndpoints => 2,
             Self::InvalidInput(_) => 3,
             Self::BadFeature(_) => 4,
+            Self::Interrupted(_) => 5,
+            Self::Program { code, .. } => *code,
             // What a shell reports for a process killed by SIGPIPE, which is how etcdctl ends.
             Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => 141,
             Self::Io(_) => 6,

@@ -344,7 +344,7 @@ fn sort(order: &str, target: &str) -> Result<(SortOrder, SortTarget), Error> {
 }
 
 /// The interval that a key and its flags mean.
-fn key_range(
+pub(crate) fn key_range(
     key: &OsString,
     range_end: Option<&OsString>,
     prefix: bool,

@@ -5,20 +5,35 @@
 //! standard output and exit codes are the same to the byte (`tests/interop/ctl_compare.sh`
 //! checks that). `bench` is our own addition.
 //!
-//! A verb turns its flags into a request ([`kv`], [`txn`], [`endpoint`], [`member`]), the
-//! [`client`] finds a member that answers, [`print`] writes the answer in the wanted format.
+//! A verb turns its flags into a request ([`kv`], [`txn`], [`lease`], [`endpoint`], [`member`],
+//! [`alarm`]), the [`client`] finds a member that answers, [`print`] writes the answer in the wanted
+//! format.
+//!
+//! Three verbs go on until somebody ends them: [`watch`], [`lock`] and [`elect`]. They stand on a
+//! [`watcher`] and a [`keep_alive`], which outlive the loss of their member, and the latter two on
+//! the recipe in [`candidate`], so that they share their names with every other client of etcd.
 
+mod alarm;
 mod bench;
+mod candidate;
 mod client;
+mod elect;
 mod endpoint;
 mod error;
 mod flags;
 mod go;
+mod keep_alive;
 mod kv;
+mod lease;
+mod lock;
 mod member;
 mod print;
+mod program;
+mod signals;
 mod terminal;
 mod txn;
+mod watch;
+mod watcher;
 
 use std::{
     ffi::OsString,
@@ -62,6 +77,17 @@ enum Verb {
     /// Runs several requests as one, depending on conditions
     #[command(long_about = txn::HELP)]
     Txn(txn::TxnArgs),
+    /// Shows the changes of keys as they happen
+    #[command(long_about = watch::HELP)]
+    Watch(watch::WatchArgs),
+    /// Grants, renews, shows and revokes leases
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Lease(lease::LeaseArgs),
+    /// Takes a named lock and holds it, or runs a program under it
+    #[command(long_about = lock::HELP)]
+    Lock(lock::LockArgs),
+    /// Stands for an election, or shows who wins it
+    Elect(elect::ElectArgs),
     /// Drops the history below a revision
     Compaction(kv::CompactionArgs),
     /// Asks single members about themselves
@@ -70,6 +96,9 @@ enum Verb {
     /// Shows who belongs to the cluster
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Member(member::MemberArgs),
+    /// Shows and clears alarms
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Alarm(alarm::AlarmArgs),
     /// Measures throughput and latency of an endpoint
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Bench(bench::BenchArgs),
@@ -133,7 +162,10 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Error> {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run_verb(cli, out))
+    let result = runtime.block_on(run_verb(cli, out));
+    // A thread may still wait for a line of standard input; nobody waits for it any more.
+    runtime.shutdown_background();
+    result
 }
 
 async fn run_verb(cli: Cli, out: &mut dyn Write) -> Result<(), Error> {
@@ -143,9 +175,14 @@ async fn run_verb(cli: Cli, out: &mut dyn Write) -> Result<(), Error> {
         Verb::Put(args) => kv::put(&args, flags, out).await,
         Verb::Del(args) => kv::del(&args, flags, out).await,
         Verb::Txn(args) => txn::txn(&args, flags, out).await,
+        Verb::Watch(args) => watch::watch(&args, flags, out).await,
+        Verb::Lease(args) => lease::run(&args, flags, out).await,
+        Verb::Lock(args) => lock::lock(&args, flags, out).await,
+        Verb::Elect(args) => elect::elect(&args, flags, out).await,
         Verb::Compaction(args) => kv::compaction(&args, flags, out).await,
         Verb::Endpoint(args) => endpoint::run(&args, flags, out).await,
         Verb::Member(args) => member::run(&args, flags, out).await,
+        Verb::Alarm(args) => alarm::run(&args, flags, out).await,
         Verb::Bench(args) => bench::run(&args, flags, out).await,
         Verb::Version { .. } => Ok(()),
     }

@@ -153,7 +153,7 @@ fn parse_request(line: &str) -> Result<RequestOp, Error> {
 ///
 /// Double quotes know Go's escapes, single quotes none. A quote that is never closed is dropped,
 /// as in etcdctl.
-fn split_words(line: &str) -> Result<Vec<OsString>, Error> {
+pub(crate) fn split_words(line: &str) -> Result<Vec<OsString>, Error> {
     use std::os::unix::ffi::OsStringExt;
 
     let mut words = Vec::new();

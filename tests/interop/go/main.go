@@ -1,4 +1,4 @@
-// The KV calls of the Go client clientv3, against one endpoint: interop http://HOST:PORT
+// The calls of the Go client clientv3, against one endpoint: interop http://HOST:PORT
 package main
 
 import (
@@ -130,6 +130,9 @@ func main() {
 	r.intervals()
 	r.transactions()
 	r.refusals()
+	if os.Getenv("INTEROP_COORDINATION") != "0" {
+		r.coordination()
+	}
 	status := must(client.Status(ctx, endpoint))
 	r.check(status.Version != "" && status.Leader != 0, "a status: %v", status)
 	must(client.MemberList(ctx))

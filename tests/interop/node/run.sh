@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs kv.js with the Node client etcd3, installed from the lock file.
+# Runs kv.js and coordination.js with the Node client etcd3, installed from the lock file.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,5 +18,6 @@ if ! cmp -s "$here/package-lock.json" "$folder/package-lock.json" || [ ! -d "$fo
         exit 77
     fi
 fi
-cp "$here/kv.js" "$folder"
-exec node "$folder/kv.js" "$1"
+cp "$here/kv.js" "$here/coordination.js" "$folder"
+node "$folder/kv.js" "$1" || exit 1
+[ "${INTEROP_COORDINATION:-1}" = 0 ] || exec node "$folder/coordination.js" "$1"

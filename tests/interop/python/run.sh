@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs kv.py with the Python client etcd3 in an environment of its own.
+# Runs kv.py and coordination.py with the Python client etcd3 in an environment of its own.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,4 +18,5 @@ if ! cmp -s "$here/requirements.txt" "$environment/requirements.txt"; then
     fi
     cp "$here/requirements.txt" "$environment/requirements.txt"
 fi
-exec "$environment/bin/python" "$here/kv.py" "$1"
+"$environment/bin/python" "$here/kv.py" "$1" || exit 1
+[ "${INTEROP_COORDINATION:-1}" = 0 ] || exec "$environment/bin/python" "$here/coordination.py" "$1"

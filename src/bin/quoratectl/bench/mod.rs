@@ -6,8 +6,12 @@
 //! the answer; with `--rate` a client waits for its turn first, and that wait is not counted.
 //!
 //! The same seed gives the same keys and values in the same order per client.
+//!
+//! Watchers and leases are measured in their own ways, see [`watch`] and [`lease`].
 
+mod lease;
 mod report;
+mod watch;
 mod workload;
 
 use std::{
@@ -54,6 +58,31 @@ enum Workload {
     Mixed(LoadArgs),
     /// Compares, writes and reads one key in a transaction per request
     Txn(LoadArgs),
+    /// Reads an interval of keys per request
+    Range(RangeArgs),
+    /// Writes keys that many watchers see
+    Watch(watch::WatchLoadArgs),
+    /// Grants leases, keeps them alive, and revokes them
+    Lease(lease::LeaseLoadArgs),
+}
+
+/// What an interval looks like.
+#[derive(Args, Clone, Debug)]
+struct RangeArgs {
+    /// Number of neighbouring keys in an interval
+    #[arg(long, default_value = "1000", value_parser = parse_positive)]
+    range_keys: usize,
+    /// Stop after this many keys; 0 does not stop
+    #[arg(long, default_value = "0", value_parser = parse_int)]
+    limit: i64,
+    /// Leave the values out
+    #[arg(long)]
+    keys_only: bool,
+    /// Only ask how many keys there are
+    #[arg(long)]
+    count_only: bool,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 /// How much of it, and on which keys.
@@ -114,16 +143,19 @@ pub(crate) async fn run(
     flags: &GlobalFlags,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
+    let (client, format) = client_and_format(flags)?;
+    if !matches!(format, Format::Simple | Format::Json) {
+        return Err(Error::BadFeature("bench writes simple or json".to_owned()));
+    }
     let (name, load) = match &args.workload {
         Workload::Put(load) => ("put", load),
         Workload::Get(load) => ("get", load),
         Workload::Mixed(load) => ("mixed", load),
         Workload::Txn(load) => ("txn", load),
+        Workload::Range(args) => ("range", &args.load),
+        Workload::Watch(args) => return watch::run(args, &client, flags, format, out).await,
+        Workload::Lease(args) => return lease::run(args, &client, flags, format, out).await,
     };
-    let (client, format) = client_and_format(flags)?;
-    if !matches!(format, Format::Simple | Format::Json) {
-        return Err(Error::BadFeature("bench writes simple or json".to_owned()));
-    }
     let script = Script::new(&args.workload, load)?;
     let sessions = connect(&client, load.conns, flags.command_timeout).await?;
     if load.prefill {
@@ -251,7 +283,8 @@ impl Run<'_> {
             let latency = sent.elapsed();
             let report = &mut self.shared.borrow_mut().report;
             match answer {
-                Ok(Ok(found)) => report.answered(is_read, found, latency),
+                Ok(Ok(keys)) if is_read => report.read(keys, latency),
+                Ok(Ok(_)) => report.written(latency),
                 Ok(Err(status)) => report.failed(Error::from(status).to_string()),
                 Err(_) => report.failed(Error::Deadline.to_string()),
             }
@@ -284,18 +317,22 @@ impl Run<'_> {
     }
 }
 
-/// Sends one request; the answer is whether a read found its key.
+/// Sends one request; the answer is how many keys a read found.
 async fn send(
     kv: &mut KvClient<Channel>,
     session: &Session,
     operation: Operation,
-) -> Result<bool, tonic::Status> {
+) -> Result<usize, tonic::Status> {
     match operation {
-        Operation::Put(request) => kv.put(session.request(request)).await.map(|_| true),
+        Operation::Put(request) => kv.put(session.request(request)).await.map(|_| 0),
         Operation::Get(request) => {
-            let response = kv.range(session.request(request)).await?;
-            Ok(!response.get_ref().kvs.is_empty())
+            let count_only = request.count_only;
+            let response = kv.range(session.request(request)).await?.into_inner();
+            match count_only {
+                true => Ok(usize::try_from(response.count).unwrap_or_default()),
+                false => Ok(response.kvs.len()),
+            }
         }
-        Operation::Txn(request) => kv.txn(session.request(request)).await.map(|_| true),
+        Operation::Txn(request) => kv.txn(session.request(request)).await.map(|_| 0),
     }
 }

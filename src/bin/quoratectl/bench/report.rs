@@ -36,43 +36,113 @@ pub(super) struct Settings<'a> {
     pub(super) seed: u64,
 }
 
+/// The latencies of one kind of request.
+pub(super) struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        let histogram = Histogram::new_with_max(LATENCY_MICROS_MAX, 3);
+        Self(histogram.expect("the bound and three digits are valid"))
+    }
+
+    /// Counts one.
+    pub(super) fn record(&mut self, latency: Duration) {
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        self.0.saturating_record(micros.clamp(1, LATENCY_MICROS_MAX));
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// A JSON object in microseconds, `null` if there are none.
+    pub(super) fn to_json(&self) -> Value {
+        latencies(&self.0)
+    }
+
+    /// A line for people, or nothing if there are none.
+    pub(super) fn write_line(&self, out: &mut dyn Write, name: &str) -> io::Result<()> {
+        let histogram = &self.0;
+        if histogram.is_empty() {
+            return Ok(());
+        }
+        write!(out, "{name}: {} mean {}", histogram.len(), millis(histogram.mean()))?;
+        for (name, quantile) in QUANTILES {
+            let micros = histogram.value_at_quantile(quantile);
+            write!(out, ", {name} {}", millis(micros as f64))?;
+        }
+        writeln!(out, ", max {}", millis(histogram.max() as f64))
+    }
+}
+
+/// Failures, counted by their text.
+#[derive(Default)]
+pub(super) struct Errors(BTreeMap<String, u64>);
+
+impl Errors {
+    /// Counts one.
+    pub(super) fn count(&mut self, text: String) {
+        let full = self.0.len() >= ERROR_TEXTS_MAX && !self.0.contains_key(&text);
+        let text = if full { "other errors".to_owned() } else { text };
+        *self.0.entry(text).or_default() += 1;
+    }
+
+    /// A JSON object from texts to numbers.
+    pub(super) fn to_json(&self) -> Value {
+        json!(self.0)
+    }
+
+    /// A line for each text.
+    pub(super) fn write_lines(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.0.iter().try_for_each(|(text, count)| writeln!(out, "error: {count} × {text}"))
+    }
+}
+
 /// Collects the answers of a run.
 pub(super) struct Report {
-    reads: Histogram<u64>,
-    writes: Histogram<u64>,
+    reads: Latencies,
+    writes: Latencies,
     /// Reads that found no key.
     misses: u64,
-    errors: BTreeMap<String, u64>,
+    /// Keys that reads returned.
+    keys: u64,
+    errors: Errors,
 }
 
 impl Report {
     /// An empty report.
     pub(super) fn new() -> Self {
-        let histogram = || {
-            Histogram::new_with_max(LATENCY_MICROS_MAX, 3)
-                .expect("the bound and three digits are valid")
-        };
-        Self { reads: histogram(), writes: histogram(), misses: 0, errors: BTreeMap::new() }
+        Self {
+            reads: Latencies::new(),
+            writes: Latencies::new(),
+            misses: 0,
+            keys: 0,
+            errors: Errors::default(),
+        }
     }
 
-    /// Counts an answer and its latency.
-    pub(super) fn answered(&mut self, is_read: bool, found: bool, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        let histogram = if is_read { &mut self.reads } else { &mut self.writes };
-        histogram.saturating_record(micros.clamp(1, LATENCY_MICROS_MAX));
-        self.misses += u64::from(!found);
+    /// Counts the answer of a read, the keys it returned and its latency.
+    pub(super) fn read(&mut self, keys: usize, latency: Duration) {
+        self.reads.record(latency);
+        self.keys += keys as u64;
+        self.misses += u64::from(keys == 0);
+    }
+
+    /// Counts the answer of a write and its latency.
+    pub(super) fn written(&mut self, latency: Duration) {
+        self.writes.record(latency);
     }
 
     /// Counts a failure.
     pub(super) fn failed(&mut self, text: String) {
-        let full = self.errors.len() >= ERROR_TEXTS_MAX && !self.errors.contains_key(&text);
-        let text = if full { "other errors".to_owned() } else { text };
-        *self.errors.entry(text).or_default() += 1;
+        self.errors.count(text);
     }
 
     /// Whether anything was measured.
     pub(super) fn has_answers(&self) -> bool {
-        !self.reads.is_empty() || !self.writes.is_empty()
+        self.answers() > 0
     }
 
     fn answers(&self) -> u64 {
@@ -96,10 +166,11 @@ impl Report {
             "seconds": elapsed.as_secs_f64(),
             "requests": self.answers(),
             "requests_per_second": self.throughput(elapsed),
-            "reads": latencies(&self.reads),
-            "writes": latencies(&self.writes),
+            "reads": self.reads.to_json(),
+            "writes": self.writes.to_json(),
+            "keys_read": self.keys,
             "misses": self.misses,
-            "errors": self.errors,
+            "errors": self.errors.to_json(),
         })
     }
 
@@ -128,24 +199,12 @@ impl Report {
             elapsed.as_secs_f64(),
             self.throughput(elapsed)
         )?;
-        for (name, histogram) in [("reads", &self.reads), ("writes", &self.writes)] {
-            if histogram.is_empty() {
-                continue;
-            }
-            write!(out, "{name}: {} mean {}", histogram.len(), millis(histogram.mean()))?;
-            for (name, quantile) in QUANTILES {
-                let micros = histogram.value_at_quantile(quantile);
-                write!(out, ", {name} {}", millis(micros as f64))?;
-            }
-            writeln!(out, ", max {}", millis(histogram.max() as f64))?;
-        }
+        self.reads.write_line(out, "reads")?;
+        self.writes.write_line(out, "writes")?;
         if self.misses > 0 {
             writeln!(out, "misses: {} reads found no key", self.misses)?;
         }
-        for (text, count) in &self.errors {
-            writeln!(out, "error: {count} × {text}")?;
-        }
-        Ok(())
+        self.errors.write_lines(out)
     }
 }
 
@@ -177,9 +236,9 @@ mod tests {
         let mut report = Report::new();
         assert!(!report.has_answers());
         for micros in 1..=1000 {
-            report.answered(true, micros > 10, Duration::from_micros(micros));
+            report.read(usize::from(micros > 10), Duration::from_micros(micros));
         }
-        report.answered(false, true, Duration::from_secs(3600));
+        report.written(Duration::from_secs(3600));
         report.failed("etcdserver: no leader".to_owned());
         report.failed("etcdserver: no leader".to_owned());
         let settings = Settings {
@@ -210,7 +269,7 @@ mod tests {
         for number in 0..ERROR_TEXTS_MAX + 50 {
             report.failed(format!("error {number}"));
         }
-        assert_eq!(report.errors.len(), ERROR_TEXTS_MAX + 1);
-        assert_eq!(report.errors["other errors"], 50);
+        assert_eq!(report.errors.0.len(), ERROR_TEXTS_MAX + 1);
+        assert_eq!(report.errors.0["other errors"], 50);
     }
 }

@@ -23,7 +23,7 @@ const VALUE_BYTES_MAX: i64 = 64 * 1024 * 1024;
 pub(super) enum Operation {
     /// Writes one key.
     Put(PutRequest),
-    /// Reads one key.
+    /// Reads one key or an interval.
     Get(RangeRequest),
     /// Compares, writes and reads one key.
     Txn(TxnRequest),
@@ -42,6 +42,7 @@ enum Kind {
     Get,
     Mixed { read_percent: u8 },
     Txn,
+    Range { keys: usize, limit: i64, keys_only: bool, count_only: bool },
 }
 
 /// Makes the requests of a run.
@@ -91,6 +92,15 @@ impl Script {
                 Workload::Get(_) => Kind::Get,
                 Workload::Mixed(_) => Kind::Mixed { read_percent },
                 Workload::Txn(_) => Kind::Txn,
+                Workload::Range(args) => Kind::Range {
+                    keys: args.range_keys,
+                    limit: args.limit,
+                    keys_only: args.keys_only,
+                    count_only: args.count_only,
+                },
+                Workload::Watch(_) | Workload::Lease(_) => {
+                    return bad("watch and lease have no script".to_owned());
+                }
             },
             key_size: load.key_size,
             key_space_size: load.key_space_size,
@@ -115,6 +125,18 @@ impl Script {
             }
             Kind::Mixed { .. } => Operation::Put(self.put(index, rng)),
             Kind::Txn => Operation::Txn(self.txn(index, rng)),
+            Kind::Range { keys, limit, keys_only, count_only } => {
+                // Whole intervals only, so that all requests cost the same.
+                let starts = self.key_space_size.saturating_sub(keys) + 1;
+                let start = index % starts;
+                Operation::Get(RangeRequest {
+                    range_end: self.key_after(start + keys - 1),
+                    limit,
+                    keys_only,
+                    count_only,
+                    ..self.get(start)
+                })
+            }
         }
     }
 
@@ -148,6 +170,11 @@ impl Script {
         TxnRequest { compare: vec![compare], success: operations.to_vec(), failure: Vec::new() }
     }
 
+    /// The first key behind the one with this index.
+    fn key_after(&self, index: usize) -> Bytes {
+        [&self.key(index)[..], b"\0"].concat().into()
+    }
+
     fn key(&self, index: usize) -> Bytes {
         format!("{index:0width$}", width = self.key_size).into()
     }
@@ -165,10 +192,14 @@ mod tests {
         let Verb::Bench(BenchArgs { workload }) = Cli::try_parse_from(line).unwrap().verb else {
             panic!("not a bench");
         };
-        let (Workload::Put(load)
-        | Workload::Get(load)
-        | Workload::Mixed(load)
-        | Workload::Txn(load)) = &workload;
+        let load = match &workload {
+            Workload::Put(load)
+            | Workload::Get(load)
+            | Workload::Mixed(load)
+            | Workload::Txn(load) => load,
+            Workload::Range(args) => &args.load,
+            _ => panic!("no script"),
+        };
         Script::new(&workload, load)
     }
 
@@ -208,6 +239,18 @@ mod tests {
             .take(4)
             .collect();
         assert_eq!(keys, ["00", "01", "02", "00"]);
+    }
+
+    #[test]
+    fn intervals_are_whole() {
+        let line = ["range", "--range-keys=3", "--key-space-size=5", "--key-size=1", "--limit=2"];
+        for operation in run(&script(&line).unwrap()) {
+            let Operation::Get(get) = operation else { panic!("not a read") };
+            let start: usize = std::str::from_utf8(&get.key).unwrap().parse().unwrap();
+            assert!(start <= 2);
+            assert_eq!(get.range_end, format!("{}\0", start + 2));
+            assert_eq!(get.limit, 2);
+        }
     }
 
     #[test]

@@ -6,11 +6,13 @@ use std::{
 };
 
 use quorate::pb::{
-    etcdserverpb::{Member, ResponseHeader, TxnResponse, response_op::Response},
+    etcdserverpb::{
+        AlarmMember, Member, ResponseHeader, TxnResponse, WatchResponse, response_op::Response,
+    },
     mvccpb::KeyValue,
 };
 
-use super::{Answer, Printer, health_row};
+use super::{Answer, Printer, alarm_type, event_type, health_row};
 use crate::{
     endpoint::{EndpointHash, EndpointStatus},
     go::quote,
@@ -34,6 +36,16 @@ pub(super) fn write(printer: &mut Printer<'_>, answer: &Answer<'_>) -> io::Resul
             fields.end()
         }),
         Answer::EndpointHashKv(list) => list.iter().try_for_each(|item| fields.hash(item)),
+        Answer::Watch(response) => fields.watch(response),
+        Answer::Alarm(response) => {
+            fields.header(response.header.as_ref())?;
+            response.alarms.iter().try_for_each(|member| fields.alarm(member))
+        }
+        Answer::LeaseGrant(_)
+        | Answer::LeaseRevoke(..)
+        | Answer::LeaseKeepAlive(_)
+        | Answer::LeaseTimeToLive(..)
+        | Answer::Leases(_) => fields.lease(answer),
         Answer::Get(_) | Answer::Put(_) | Answer::Delete(_) => fields.keys(answer),
     }
 }
@@ -99,6 +111,54 @@ impl Fields<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    fn watch(&mut self, response: &WatchResponse) -> io::Result<()> {
+        self.header(response.header.as_ref())?;
+        for event in &response.events {
+            self.field("Type", event_type(event))?;
+            event.prev_kv.iter().try_for_each(|kv| self.pair("Prev", kv))?;
+            self.pair("", &event.kv.clone().unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    fn lease_id(&mut self, id: i64) -> io::Result<()> {
+        if self.hex { self.field("ID", format_args!("{id:016x}")) } else { self.field("ID", id) }
+    }
+
+    fn lease(&mut self, answer: &Answer<'_>) -> io::Result<()> {
+        match answer {
+            Answer::LeaseGrant(response) => {
+                self.header(response.header.as_ref())?;
+                self.lease_id(response.id)?;
+                self.field("TTL", response.ttl)
+            }
+            Answer::LeaseRevoke(_, response) => self.header(response.header.as_ref()),
+            Answer::LeaseKeepAlive(response) => {
+                self.header(response.header.as_ref())?;
+                self.lease_id(response.id)?;
+                self.field("TTL", response.ttl)
+            }
+            Answer::LeaseTimeToLive(response, _) => {
+                self.header(response.header.as_ref())?;
+                self.lease_id(response.id)?;
+                self.field("TTL", response.ttl)?;
+                self.field("GrantedTTL", response.granted_ttl)?;
+                response.keys.iter().try_for_each(|key| self.field("Key", quote(key)))
+            }
+            Answer::Leases(response) => {
+                self.header(response.header.as_ref())?;
+                response.leases.iter().try_for_each(|lease| self.lease_id(lease.id))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn alarm(&mut self, member: &AlarmMember) -> io::Result<()> {
+        self.id("MemberID", member.member_id)?;
+        self.field("AlarmType", alarm_type(member))?;
+        self.end()
     }
 
     fn txn(&mut self, response: &TxnResponse) -> io::Result<()> {

@@ -8,10 +8,11 @@ use std::fmt::{Display, Write as _};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use quorate::pb::{
     etcdserverpb::{
-        DeleteRangeResponse, Member, MemberListResponse, PutResponse, RangeResponse,
-        ResponseHeader, ResponseOp, StatusResponse, TxnResponse, response_op::Response,
+        AlarmResponse, DeleteRangeResponse, LeaseTimeToLiveResponse, Member, MemberListResponse,
+        PutResponse, RangeResponse, ResponseHeader, ResponseOp, StatusResponse, TxnResponse,
+        WatchResponse, response_op::Response,
     },
-    mvccpb::KeyValue,
+    mvccpb::{Event, KeyValue},
 };
 
 use super::Answer;
@@ -27,6 +28,26 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
         Answer::Put(response) => object(|o| put(o, response)),
         Answer::Delete(response) => object(|o| delete(o, response)),
         Answer::Txn(response) => object(|o| txn(o, response)),
+        Answer::Watch(response) => object(|o| watch(o, response)),
+        Answer::LeaseGrant(response) => object(|o| {
+            header_fields(o, response.header.as_ref());
+            o.raw("ID", response.id);
+            o.raw("TTL", response.ttl);
+            o.raw("Error", string(&response.error));
+        }),
+        Answer::LeaseRevoke(_, response) => object(|o| header(o, response.header.as_ref())),
+        Answer::LeaseKeepAlive(response) => object(|o| {
+            header_fields(o, response.header.as_ref());
+            o.raw("ID", response.id);
+            o.raw("TTL", response.ttl);
+        }),
+        Answer::LeaseTimeToLive(response, _) => object(|o| time_to_live(o, response)),
+        Answer::Leases(response) => object(|o| {
+            header_fields(o, response.header.as_ref());
+            let leases = response.leases.iter().map(|lease| object(|o| o.raw("id", lease.id)));
+            o.raw("leases", format_args!("[{}]", leases.collect::<Vec<_>>().join(",")));
+        }),
+        Answer::Alarm(response) => object(|o| alarm(o, response)),
         Answer::MemberList(response) if hex => object(|o| members_hex(o, response)),
         Answer::MemberList(response) => object(|o| {
             header(o, response.header.as_ref());
@@ -126,12 +147,15 @@ fn string(text: &str) -> String {
 
 fn header(object: &mut Object, header: Option<&ResponseHeader>) {
     let Some(header) = header else { return };
-    object.object("header", |o| {
-        o.number("cluster_id", header.cluster_id);
-        o.number("member_id", header.member_id);
-        o.number("revision", header.revision);
-        o.number("raft_term", header.raft_term);
-    });
+    object.object("header", |o| header_fields(o, Some(header)));
+}
+
+fn header_fields(object: &mut Object, header: Option<&ResponseHeader>) {
+    let header = header.copied().unwrap_or_default();
+    object.number("cluster_id", header.cluster_id);
+    object.number("member_id", header.member_id);
+    object.number("revision", header.revision);
+    object.number("raft_term", header.raft_term);
 }
 
 fn pair(object: &mut Object, kv: &KeyValue) {
@@ -161,6 +185,47 @@ fn delete(object: &mut Object, response: &DeleteRangeResponse) {
     header(object, response.header.as_ref());
     object.number("deleted", response.deleted);
     object.list("prev_kvs", &response.prev_kvs, pair);
+}
+
+/// The client library's type, not the message: other names, and nothing is left out.
+fn watch(object: &mut Object, response: &WatchResponse) {
+    object.object("Header", |o| header_fields(o, response.header.as_ref()));
+    object.raw("Events", array(&response.events, event));
+    object.raw("CompactRevision", response.compact_revision);
+    object.raw("Canceled", response.canceled);
+    object.raw("Created", response.created);
+    object.raw("CancelReason", string(&response.cancel_reason));
+}
+
+fn event(object: &mut Object, event: &Event) {
+    object.number("type", event.r#type);
+    if let Some(kv) = &event.kv {
+        object.object("kv", |o| pair(o, kv));
+    }
+    if let Some(kv) = &event.prev_kv {
+        object.object("prev_kv", |o| pair(o, kv));
+    }
+}
+
+fn time_to_live(object: &mut Object, response: &LeaseTimeToLiveResponse) {
+    header_fields(object, response.header.as_ref());
+    object.raw("id", response.id);
+    object.raw("ttl", response.ttl);
+    object.raw("granted-ttl", response.granted_ttl);
+    let keys = response.keys.iter().map(|key| format!("\"{}\"", STANDARD.encode(key)));
+    let keys = keys.collect::<Vec<_>>().join(",");
+    match response.keys.is_empty() {
+        true => object.raw("keys", "null"),
+        false => object.raw("keys", format_args!("[{keys}]")),
+    }
+}
+
+fn alarm(object: &mut Object, response: &AlarmResponse) {
+    header(object, response.header.as_ref());
+    object.list("alarms", &response.alarms, |o, member| {
+        o.number("memberID", member.member_id);
+        o.number("alarm", member.alarm);
+    });
 }
 
 fn txn(object: &mut Object, response: &TxnResponse) {

@@ -17,9 +17,12 @@ use std::io::Write;
 
 use prost::Message;
 use quorate::pb::etcdserverpb::{
-    DeleteRangeResponse, Member, MemberListResponse, PutResponse, RangeResponse, StatusResponse,
-    TxnResponse,
+    AlarmMember, AlarmResponse, AlarmType, DeleteRangeResponse, LeaseGrantResponse,
+    LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse,
+    Member, MemberListResponse, PutResponse, RangeResponse, ResponseHeader, StatusResponse,
+    TxnResponse, WatchResponse,
 };
+use quorate::pb::mvccpb::{Event, event::EventType};
 
 use crate::{
     endpoint::{EndpointHash, EndpointHealth, EndpointStatus},
@@ -66,6 +69,20 @@ pub(crate) enum Answer<'a> {
     Delete(&'a DeleteRangeResponse),
     /// Of `txn`.
     Txn(&'a TxnResponse),
+    /// Of `watch`, once for every response.
+    Watch(&'a WatchResponse),
+    /// Of `lease grant`.
+    LeaseGrant(&'a LeaseGrantResponse),
+    /// Of `lease revoke`, with the lease's ID.
+    LeaseRevoke(i64, &'a LeaseRevokeResponse),
+    /// Of `lease keep-alive`, once for every renewal.
+    LeaseKeepAlive(&'a LeaseKeepAliveResponse),
+    /// Of `lease timetolive`; whether keys were asked for.
+    LeaseTimeToLive(&'a LeaseTimeToLiveResponse, bool),
+    /// Of `lease list`.
+    Leases(&'a LeaseLeasesResponse),
+    /// Of `alarm`.
+    Alarm(&'a AlarmResponse),
     /// Of `member list`.
     MemberList(&'a MemberListResponse),
     /// Of `endpoint status`.
@@ -122,7 +139,49 @@ fn encode(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::Delete(response) => Some(response.encode_to_vec()),
         Answer::Txn(response) => Some(response.encode_to_vec()),
         Answer::MemberList(response) => Some(response.encode_to_vec()),
-        Answer::EndpointStatus(_) | Answer::EndpointHealth(_) | Answer::EndpointHashKv(_) => None,
+        // As in etcdctl: what the client library adds for itself is left out.
+        Answer::Watch(response) => {
+            let response = WatchResponse {
+                watch_id: 0,
+                cancel_reason: String::new(),
+                fragment: false,
+                ..(*response).clone()
+            };
+            Some(response.encode_to_vec())
+        }
+        Answer::Alarm(response) => Some(response.encode_to_vec()),
+        // As in etcdctl, surprisingly: of these only the header.
+        Answer::LeaseGrant(response) => encode_header(response.header.as_ref()),
+        Answer::LeaseKeepAlive(response) => encode_header(response.header.as_ref()),
+        Answer::LeaseTimeToLive(response, _) => encode_header(response.header.as_ref()),
+        Answer::Leases(response) => encode_header(response.header.as_ref()),
+        Answer::LeaseRevoke(..)
+        | Answer::EndpointStatus(_)
+        | Answer::EndpointHealth(_)
+        | Answer::EndpointHashKv(_) => None,
+    }
+}
+
+fn encode_header(header: Option<&ResponseHeader>) -> Option<Vec<u8>> {
+    Some(header.copied().unwrap_or_default().encode_to_vec())
+}
+
+/// The type of an event as etcd calls it; a number if it has no name.
+pub(crate) fn event_type(event: &Event) -> String {
+    match EventType::try_from(event.r#type) {
+        Ok(EventType::Put) => "PUT".to_owned(),
+        Ok(EventType::Delete) => "DELETE".to_owned(),
+        Err(_) => event.r#type.to_string(),
+    }
+}
+
+/// The kind of an alarm as etcd calls it; a number if it has no name.
+fn alarm_type(member: &AlarmMember) -> String {
+    match AlarmType::try_from(member.alarm) {
+        Ok(AlarmType::None) => "NONE".to_owned(),
+        Ok(AlarmType::Nospace) => "NOSPACE".to_owned(),
+        Ok(AlarmType::Corrupt) => "CORRUPT".to_owned(),
+        Err(_) => member.alarm.to_string(),
     }
 }
 

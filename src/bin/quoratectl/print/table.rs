@@ -40,7 +40,17 @@ pub(super) fn render(answer: &Answer<'_>) -> Option<String> {
         Answer::EndpointHashKv(list) => {
             Some(table(&HASH_COLUMNS, list.iter().map(hash_row).collect()))
         }
-        Answer::Get(_) | Answer::Put(_) | Answer::Delete(_) | Answer::Txn(_) => None,
+        Answer::Get(_)
+        | Answer::Put(_)
+        | Answer::Delete(_)
+        | Answer::Txn(_)
+        | Answer::Watch(_)
+        | Answer::LeaseGrant(_)
+        | Answer::LeaseRevoke(..)
+        | Answer::LeaseKeepAlive(_)
+        | Answer::LeaseTimeToLive(..)
+        | Answer::Leases(_)
+        | Answer::Alarm(_) => None,
     }
 }
 
