@@ -159,7 +159,7 @@ impl Config {
             return Err(ConfigError::ConfigFile.into());
         }
         values.settle()?;
-        let config = Self::from_values(&values)?;
+        let mut config = Self::from_values(&values)?;
         let mut warnings = values.into_warnings();
         config.check(&mut warnings)?;
         Ok(Parsed { config, warnings })

@@ -12,3 +12,4 @@ mod crash;
 mod model;
 mod scripts;
 mod snapshot;
+mod watch;
