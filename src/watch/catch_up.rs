@@ -56,7 +56,11 @@ pub(super) struct ReadPlan {
 }
 
 impl ReadPlan {
-    fn wants_prev(&self, key: &[u8]) -> bool {
+    pub(super) fn from(&self) -> i64 {
+        self.from
+    }
+
+    pub(super) fn wants_prev(&self, key: &[u8]) -> bool {
         self.prev_of.iter().any(|keys| keys.contains(key))
     }
 }
@@ -77,7 +81,7 @@ impl Hub {
                 let (source, results) = (Arc::clone(&source), results.clone());
                 tasks::spawn("watch-read", async move {
                     let done = tokio::task::spawn_blocking(move || {
-                        let read = source.read(plan.from, &|key| plan.wants_prev(key));
+                        let read = source.read(plan.from(), &|key| plan.wants_prev(key));
                         (plan, read)
                     });
                     if let Ok(done) = done.await {

@@ -1,1 +1,429 @@
-//! Hub, streams and catch-up together, on a state in memory.
+//! Hub, streams and catch-up together, on a state in memory; random traffic against a plain list.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::catch_up::{Read, Source};
+use super::*;
+use crate::limits;
+use crate::pb::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
+use crate::pb::quorate::command::Command;
+use crate::pb::quorate::command::command::Body;
+use crate::state::{Event, EventKind, History, HistoryStep, Options, Position, State, history};
+use crate::storage::StorageError;
+use crate::storage::memory::Memory;
+
+struct Member {
+    state: Mutex<State<Memory>>,
+    feed: Arc<Feed>,
+    hub: Arc<Hub>,
+}
+
+impl Source for Member {
+    fn read(&self, from: i64, prev_of: &dyn Fn(&[u8]) -> bool) -> Result<Read, StorageError> {
+        let state = self.state.lock();
+        let Ok(mut walk) = History::new(&state, from) else {
+            return Ok(Read::Compacted { revision: state.compact_revision() });
+        };
+        let step = HistoryStep { events_max: 3, bytes_max: 1000 };
+        let mut events = walk.next_events(&**state.backend(), step)?.unwrap_or_default();
+        History::find_prev(&state, events.iter_mut().filter(|event| prev_of(&event.key)));
+        for event in &mut events {
+            if let Some(prev) = event.prev {
+                event.prev_kv = history::pair_at(&**state.backend(), prev)?;
+            }
+        }
+        Ok(Read::Chunk { events, next: walk.next() })
+    }
+}
+
+impl Member {
+    fn new(window_bytes: usize, cache_bytes: usize) -> Arc<Member> {
+        let options = Options { value_cache_bytes: cache_bytes };
+        let state = State::open(Arc::new(Memory::default()), options).unwrap();
+        let feed = Feed::new(1, state.revision(), window_bytes);
+        let hub = Hub::new(&feed, 0);
+        Arc::new(Member { state: Mutex::new(state), feed, hub })
+    }
+
+    fn apply(&self, bodies: Vec<Body>) -> Vec<Event> {
+        let commands: Vec<Command> =
+            bodies.into_iter().map(|body| Command { body: Some(body) }).collect();
+        let mut state = self.state.lock();
+        let index = state.applied().map_or(1, |at| at.index + 1);
+        let applied = state.apply(Position { index, term: 1, leader: 1 }, 0, &commands).unwrap();
+        applied.into_iter().flat_map(|applied| applied.events).collect()
+    }
+
+    /// Applies one entry and tells the hub.
+    fn change(&self, bodies: Vec<Body>) -> Vec<Event> {
+        let events = self.apply(bodies);
+        self.feed.publish(events.clone(), |_, news| self.hub.take(news));
+        events
+    }
+
+    fn put(&self, key: &str, value: &str) -> i64 {
+        self.change(vec![put(key, value)])[0].revision.main
+    }
+
+    fn now(&self) -> Revisions {
+        let state = self.state.lock();
+        Revisions { current: state.revision(), compact: state.compact_revision() }
+    }
+
+    fn watch(&self, stream: &WatchStream, key: &str, end: &str, start: i64) -> i64 {
+        let keys = Keys::new(key.as_bytes(), end.as_bytes());
+        let request = WatchRequest::new(keys, start).with_prev_kv(true);
+        stream.create(request, self.now()).unwrap().id
+    }
+
+    /// Everything that can be caught up, as the loop of the hub does it.
+    fn settle(&self) {
+        let mut highest_first = false;
+        loop {
+            while self.hub.with(hub::Inner::catch_up_recent) {}
+            let Some(plan) = self.hub.with(|inner| inner.plan_read(highest_first)) else { return };
+            highest_first = !highest_first;
+            let read = self.read(plan.from(), &|key| plan.wants_prev(key)).unwrap();
+            self.hub.with(|inner| inner.take_read(&plan, read));
+        }
+    }
+}
+
+fn put(key: &str, value: &str) -> Body {
+    Body::Put(PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..Default::default()
+    })
+}
+
+fn delete(key: &str, end: &str) -> Body {
+    Body::DeleteRange(DeleteRangeRequest {
+        key: key.to_owned().into(),
+        range_end: end.to_owned().into(),
+        ..Default::default()
+    })
+}
+
+/// Each delivery as watcher, header revision and revisions of the events.
+fn taken(stream: &WatchStream) -> Vec<(i64, i64, Vec<i64>)> {
+    let mut taken = Vec::new();
+    while let Some(delivery) = stream.try_next() {
+        taken.push(match delivery {
+            Delivery::Events { watch_id, revision, events, .. } => {
+                let mains = events.as_slice().iter().map(|it| it.get().event().revision.main);
+                (watch_id, revision, mains.collect())
+            }
+            Delivery::Progress { watch_id, revision } => (watch_id, revision, vec![]),
+            Delivery::Compacted { watch_id, compact_revision } => {
+                (watch_id, -compact_revision, vec![])
+            }
+        });
+    }
+    taken
+}
+
+#[test]
+fn synced_watchers_get_each_revision_at_once() {
+    let member = Member::new(1 << 20, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    assert_eq!(member.watch(&stream, "a", "", 0), 0);
+    assert_eq!(member.watch(&stream, "a", "c", 0), 1);
+    assert_eq!(member.watch(&stream, "a", "\0", 4), 2);
+    member.put("a", "1");
+    member.change(vec![put("b", "2"), delete("a", "z")]);
+    let mut got = taken(&stream);
+    got.sort();
+    let expected = [
+        (0, 2, vec![2]),
+        (0, 4, vec![4]),
+        (1, 2, vec![2]),
+        (1, 3, vec![3]),
+        (1, 4, vec![4, 4]),
+        (2, 4, vec![4, 4]),
+    ];
+    assert_eq!(got, expected);
+    assert_eq!(member.feed.totals().pending_events, 0);
+    assert_eq!(member.feed.totals().events, 8);
+    drop(stream);
+    assert_eq!(member.feed.totals(), Totals { events: 8, ..Totals::default() });
+}
+
+#[test]
+fn past_watchers_read_window_or_history_and_join() {
+    for window in [0, 1 << 20] {
+        let member = Member::new(window, 1 << 20);
+        let stream = WatchStream::open(&member.hub, 1 << 20);
+        for number in 0..5 {
+            member.put("a", &number.to_string());
+        }
+        member.watch(&stream, "a", "", 3);
+        assert_eq!(member.feed.totals().slow_watchers, 1);
+        member.put("a", "live");
+        member.settle();
+        assert_eq!(member.feed.totals().slow_watchers, 0);
+        member.put("a", "joined");
+        let revisions: Vec<i64> = taken(&stream).into_iter().flat_map(|it| it.2).collect();
+        assert_eq!(revisions, [3, 4, 5, 6, 7, 8], "window of {window}");
+    }
+}
+
+#[test]
+fn compaction_ends_who_needs_what_is_gone() {
+    let member = Member::new(0, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    for _ in 0..5 {
+        member.put("a", "");
+    }
+    let lagging = member.watch(&stream, "a", "", 2);
+    member.apply(vec![Body::Compact(CompactionRequest { revision: 4, physical: false })]);
+    let gone = member.watch(&stream, "a", "", 3);
+    let exact = member.watch(&stream, "a", "", 4);
+    member.settle();
+    let mut got = taken(&stream);
+    got.sort();
+    assert_eq!(got, [(lagging, -4, vec![]), (gone, -4, vec![]), (exact, 6, vec![4, 5, 6])]);
+    assert!(!stream.cancel(gone), "nothing may be said of it any more");
+    assert_eq!(member.feed.totals().watchers, 1);
+}
+
+#[test]
+fn a_full_stream_falls_behind_alone_and_loses_nothing() {
+    for window in [0, 1 << 20] {
+        let member = Member::new(window, 1 << 20);
+        let slow = WatchStream::open(&member.hub, 300);
+        let quick = WatchStream::open(&member.hub, 1 << 20);
+        member.watch(&slow, "a", "", 0);
+        member.watch(&quick, "a", "", 0);
+        for _ in 0..20 {
+            member.put("a", "x");
+            member.settle();
+        }
+        let revisions = |stream: &WatchStream| -> Vec<i64> {
+            taken(stream).into_iter().flat_map(|it| it.2).collect()
+        };
+        let all: Vec<i64> = (2..22).collect();
+        assert_eq!(revisions(&quick), all);
+        let mut got = Vec::new();
+        while got.len() < all.len() {
+            let more = revisions(&slow);
+            assert!(!more.is_empty(), "stuck behind {got:?}");
+            got.extend(more);
+            member.settle();
+        }
+        assert_eq!(got, all);
+        member.put("a", "again");
+        assert_eq!(revisions(&slow), [22]);
+    }
+}
+
+#[test]
+fn previous_pairs_come_from_the_storage_if_they_must() {
+    let member = Member::new(1 << 20, 0);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    member.watch(&stream, "a", "", 0);
+    for value in ["first", "second", "third"] {
+        member.put("a", value);
+    }
+    member.settle();
+    let mut prevs = Vec::new();
+    while let Some(Delivery::Events { events, .. }) = stream.try_next() {
+        for event in events.as_slice() {
+            let prev = event.get().event().prev_kv.clone();
+            prevs.push(prev.map(|kv| kv.windows(5).any(|part| part == b"first")));
+        }
+    }
+    assert_eq!(prevs, [None, Some(true), Some(false)]);
+}
+
+#[test]
+fn progress_waits_for_all_events() {
+    let member = Member::new(0, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    stream.request_progress(1);
+    assert_eq!(taken(&stream), [], "no watcher, no progress");
+    let id = member.watch(&stream, "a", "", 0);
+    stream.request_progress(1);
+    assert_eq!(taken(&stream), [(-1, 1, vec![])]);
+    stream.request_progress(2);
+    assert_eq!(taken(&stream), []);
+    member.put("a", "");
+    assert_eq!(taken(&stream), [(id, 2, vec![2]), (-1, 2, vec![])]);
+    member.watch(&stream, "b", "", 2);
+    stream.request_progress(2);
+    assert_eq!(taken(&stream), [], "one watcher is behind");
+    member.settle();
+    assert_eq!(taken(&stream), [(-1, 2, vec![])]);
+    member.watch(&stream, "b", "", 9);
+    stream.request_progress(2);
+    assert_eq!(taken(&stream), [], "one watcher has not begun");
+}
+
+#[test]
+fn ticks_tell_quiet_watchers_how_far_they_are() {
+    let member = Member::new(0, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    let keys = Keys::new(b"a", b"");
+    let request = WatchRequest::new(keys, 0).with_progress(true).with_id(7);
+    assert_eq!(stream.create(request.clone(), member.now()).unwrap().id, 7);
+    assert_eq!(stream.create(request, member.now()), Err(CreateError::DuplicateId));
+    stream.tick();
+    assert_eq!(taken(&stream), [(7, 1, vec![])]);
+    member.put("a", "");
+    stream.tick();
+    assert_eq!(taken(&stream), [(7, 2, vec![2])]);
+    stream.tick();
+    assert_eq!(taken(&stream), [(7, 2, vec![])]);
+}
+
+#[test]
+fn a_canceled_watcher_hears_nothing_more() {
+    let member = Member::new(1 << 20, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    let id = member.watch(&stream, "a", "", 0);
+    member.put("a", "1");
+    assert!(stream.cancel(id));
+    assert!(!stream.cancel(id));
+    member.watch(&stream, "a", "", 0);
+    assert_eq!(taken(&stream), []);
+}
+
+#[test]
+fn a_snapshot_leaves_no_gap_and_no_duplicate() {
+    let member = Member::new(1 << 20, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    member.watch(&stream, "a", "", 0);
+    member.watch(&stream, "a", "", 6);
+    member.put("a", "");
+    // What a snapshot brings is applied without being published.
+    for _ in 0..4 {
+        member.apply(vec![put("a", "")]);
+    }
+    let revision = member.now().current;
+    member.feed.resync(revision, |_, news| member.hub.take(news));
+    member.put("a", "");
+    member.settle();
+    let mut got: Vec<(i64, i64)> = taken(&stream)
+        .into_iter()
+        .flat_map(|it| it.2.into_iter().map(move |at| (it.0, at)))
+        .collect();
+    got.sort();
+    assert_eq!(got, [(0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (1, 6), (1, 7)]);
+}
+
+/// Random changes, watchers, slow readers, compactions and snapshots; every watcher must get
+/// exactly what a list of all events says.
+#[test]
+fn random_traffic_reaches_every_watcher_once_and_in_order() {
+    let seed = std::env::var("QUORATE_SEED")
+        .map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
+    eprintln!("QUORATE_SEED={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for _ in 0..60 {
+        random_life(&mut rng);
+    }
+}
+
+struct Seen {
+    keys: Keys,
+    start: i64,
+    events: Vec<(i64, u32)>,
+}
+
+fn random_life(rng: &mut fastrand::Rng) {
+    let member = Member::new(rng.usize(0..4000), rng.usize(0..40));
+    let streams: Vec<WatchStream> =
+        (0..3).map(|_| WatchStream::open(&member.hub, rng.usize(100..3000))).collect();
+    let mut all: Vec<Event> = Vec::new();
+    let mut seen: BTreeMap<(usize, i64), Seen> = BTreeMap::new();
+    let key = |rng: &mut fastrand::Rng| char::from(rng.u8(b'a'..b'h')).to_string();
+    for _ in 0..300 {
+        match rng.u8(..20) {
+            0..8 => {
+                let bodies = (0..rng.usize(1..4)).map(|_| match rng.u8(..4) {
+                    0 => delete(&key(rng), &key(rng)),
+                    _ => put(&key(rng), "value"),
+                });
+                all.extend(member.change(bodies.collect()));
+            }
+            8 => {
+                for _ in 0..rng.usize(1..4) {
+                    all.extend(member.apply(vec![put(&key(rng), "unpublished")]));
+                }
+                member.feed.resync(member.now().current, |_, news| member.hub.take(news));
+            }
+            9..12 => {
+                let stream = rng.usize(..3);
+                let end = if rng.bool() { String::new() } else { key(rng) };
+                let from = key(rng);
+                let Some(keys) = Keys::new(from.as_bytes(), end.as_bytes()) else { continue };
+                let start = rng.i64(0..=member.now().current + 2);
+                let request = WatchRequest::new(Some(keys.clone()), start).with_prev_kv(rng.bool());
+                let created = streams[stream].create(request, member.now()).unwrap();
+                let start = if start == 0 { created.revision + 1 } else { start };
+                seen.insert((stream, created.id), Seen { keys, start, events: vec![] });
+            }
+            12 if rng.u8(..4) == 0 => {
+                let now = member.now();
+                let revision = rng.i64(now.compact.max(0)..=now.current);
+                let compact = CompactionRequest { revision, physical: false };
+                member.apply(vec![Body::Compact(compact)]);
+                while !member.state.lock().compact_step(10).unwrap() {}
+            }
+            12..15 => member.settle(),
+            _ => {
+                let stream = rng.usize(..3);
+                for _ in 0..rng.usize(1..20) {
+                    let Some(delivery) = streams[stream].try_next() else { break };
+                    see(&mut seen, stream, delivery);
+                }
+            }
+        }
+    }
+    for _ in 0..1000 {
+        member.settle();
+        for (number, stream) in streams.iter().enumerate() {
+            while let Some(delivery) = stream.try_next() {
+                see(&mut seen, number, delivery);
+            }
+        }
+    }
+    assert_eq!(member.feed.totals().slow_watchers, 0);
+    for (who, seen) in seen {
+        let wanted = all
+            .iter()
+            .filter(|event| event.revision.main >= seen.start && seen.keys.contains(&event.key));
+        let wanted: Vec<(i64, u32)> =
+            wanted.map(|event| (event.revision.main, event.revision.sub)).collect();
+        assert_eq!(seen.events, wanted, "watcher {who:?} from {}", seen.start);
+    }
+}
+
+fn see(seen: &mut BTreeMap<(usize, i64), Seen>, stream: usize, delivery: Delivery) {
+    match delivery {
+        Delivery::Events { watch_id, revision, events, prev_kv, .. } => {
+            let seen = seen.get_mut(&(stream, watch_id)).unwrap();
+            for event in events.as_slice() {
+                let event = event.get().event();
+                assert!(event.revision.main <= revision);
+                seen.events.push((event.revision.main, event.revision.sub));
+                let is_plain =
+                    event.is_create() || event.kind == EventKind::Put && event.version == 1;
+                assert!(!prev_kv || is_plain || event.prev.is_none() || event.prev_kv.is_some());
+            }
+        }
+        Delivery::Compacted { watch_id, .. } => {
+            seen.remove(&(stream, watch_id)).unwrap();
+        }
+        Delivery::Progress { .. } => {}
+    }
+}
+
+#[test]
+fn an_idle_watcher_is_small() {
+    assert!(size_of::<hub::Watcher>() <= 160);
+    assert!(limits::WATCH_QUEUE_BYTES_MAX >= limits::WATCH_CHUNK_BYTES_MAX);
+}

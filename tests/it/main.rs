@@ -14,3 +14,4 @@ mod lease;
 mod model;
 mod scripts;
 mod snapshot;
+mod watch;

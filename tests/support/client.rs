@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use quorate::pb::etcdserverpb::kv_client::KvClient;
 use quorate::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use quorate::pb::etcdserverpb::watch_client::WatchClient;
 use quorate::pb::etcdserverpb::{
     HashKvRequest, PutRequest, RangeRequest, RangeResponse, ResponseHeader,
 };
@@ -97,4 +98,9 @@ pub(crate) async fn assert_same_data(endpoints: &[String]) -> i64 {
     let same = hashes.iter().all(|hash| *hash == hashes[0]);
     assert!(same, "members differ at revision {at_revision}: {hashes:?}");
     at_revision
+}
+
+/// The Watch service behind `channel`.
+pub(crate) fn watch(channel: Channel) -> WatchClient<Channel> {
+    WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }

@@ -9,6 +9,8 @@ pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod script;
 pub(crate) mod server;
+pub(crate) mod watch;
+pub(crate) mod watch_history;
 
 /// Held by tests that keep the whole machine busy or measure time: one after the other.
 pub(crate) static BUSY: Mutex<()> = Mutex::const_new(());
