@@ -11,7 +11,9 @@ use crate::limits;
 use crate::pb::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 use crate::pb::quorate::command::Command;
 use crate::pb::quorate::command::command::Body;
-use crate::state::{Event, EventKind, History, HistoryStep, Options, Position, State, history};
+use crate::state::{
+    CompactStep, Event, EventKind, History, HistoryStep, Options, Position, State, history,
+};
 use crate::storage::StorageError;
 use crate::storage::memory::Memory;
 
@@ -371,7 +373,7 @@ fn random_life(rng: &mut fastrand::Rng) {
                 let revision = rng.i64(now.compact.max(0)..=now.current);
                 let compact = CompactionRequest { revision, physical: false };
                 member.apply(vec![Body::Compact(compact)]);
-                while !member.state.lock().compact_step(10).unwrap() {}
+                while member.state.lock().compact_step(10).unwrap() == CompactStep::More {}
             }
             12..15 => member.settle(),
             _ => {
