@@ -111,7 +111,8 @@ fn read_index<B: Backend>(
     revision: i64,
     leases: &mut Leases,
 ) -> Result<Index, StorageError> {
-    let mut index = Index::new(options.value_cache_bytes);
+    // Half of the budget: reading everything takes memory of its own.
+    let mut index = Index::new(options.value_cache_bytes / 2);
     let mut torn = None;
     let mut found = Vec::new();
     let mut found_bytes = 0;
@@ -132,6 +133,7 @@ fn read_index<B: Backend>(
         ControlFlow::Continue(())
     })?;
     add_records(&mut index, &mut found);
+    index.set_cached_bytes_max(options.value_cache_bytes);
     torn.map_or(Ok(index), Err)
 }
 

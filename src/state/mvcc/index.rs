@@ -27,6 +27,11 @@ impl Index {
         Index { cached_bytes_max, ..Index::default() }
     }
 
+    /// Sets how many bytes of pairs stay in memory; what is too many goes with the next eviction.
+    pub(crate) fn set_cached_bytes_max(&mut self, cached_bytes_max: usize) {
+        self.cached_bytes_max = cached_bytes_max;
+    }
+
     /// The entry of `key`, be it deleted.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Entry> {
         self.tree.get(key)
