@@ -38,7 +38,7 @@ pub const LEASE_ENDING_POLL: Duration = Duration::from_millis(50);
 
 /// Leases and keys that one entry of expiries ends; a lease with more keys still goes whole. Small,
 /// because writes wait while such an entry is applied.
-pub const LEASE_EXPIRE_BATCH: usize = 256;
+pub const LEASE_EXPIRE_BATCH: usize = 128;
 
 /// Between two entries of expiries writes have the log to themselves for this long.
 pub const LEASE_EXPIRE_PAUSE: Duration = Duration::from_millis(5);
