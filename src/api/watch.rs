@@ -168,8 +168,8 @@ impl Client {
 
     fn send(&mut self, delivery: Delivery) {
         match delivery {
-            Delivery::Events { watch_id, revision, events, prev_kv, fragment } => {
-                let parts = Parts { watch_id, revision, prev_kv };
+            Delivery::Events { watch_id, revision, events, prev_after, fragment } => {
+                let parts = Parts { watch_id, revision, prev_after };
                 let events = events.as_slice();
                 if fragment && events.len() > 1 {
                     self.send_fragments(&parts, events);
@@ -201,7 +201,7 @@ impl Client {
         self.write_head(parts, true);
         let mut rest = events;
         let head = self.head.len();
-        let size = |event: &EventRef| event.get().frame(parts.prev_kv).len();
+        let size = |event: &EventRef| event.get().frame(parts.prev_after).len();
         if head + events.iter().map(size).sum::<usize>() < bytes_max {
             return self.send_events(parts, events, false);
         }
@@ -220,7 +220,7 @@ impl Client {
 
     fn send_events(&mut self, parts: &Parts, events: &[EventRef], is_fragment: bool) {
         self.write_head(parts, is_fragment);
-        let frames = events.iter().map(|event| event.get().frame(parts.prev_kv));
+        let frames = events.iter().map(|event| event.get().frame(parts.prev_after));
         self.answers.send_parts(&self.head, frames);
     }
 
@@ -241,7 +241,7 @@ impl Client {
 struct Parts {
     watch_id: i64,
     revision: i64,
-    prev_kv: bool,
+    prev_after: i64,
 }
 
 /// What a stream of a client that went away ends with.

@@ -22,6 +22,7 @@ use crate::state::{Applied, Event, State};
 use crate::storage::sled::SledBackend;
 
 pub mod codec;
+mod contact;
 mod log_hold;
 pub mod log_store;
 mod network;

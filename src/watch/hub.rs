@@ -64,6 +64,8 @@ pub(super) struct Watcher {
     /// Tells this watcher from others that had its slot.
     pub(super) generation: u64,
     pub(super) keys: Keys,
+    /// As in etcd: pairs that were replaced at or below the compact revision of then are not told.
+    prev_after: i64,
     /// The revision that the client asked for; 0 for the next one.
     start: i64,
     /// It has been offered everything below. While it is synced, also what the hub has offered.
@@ -103,7 +105,7 @@ impl Watcher {
 
     /// Whether `event` cannot be told from what is in memory.
     pub(super) fn lacks_prev(&self, event: &SharedEvent) -> bool {
-        self.options.prev_kv && !event.has_prev()
+        event.event().revision.main > self.prev_after && !event.has_prev()
     }
 }
 
@@ -256,6 +258,7 @@ impl Inner {
             stream: at,
             generation: board.last_generation,
             keys,
+            prev_after: if request.options.prev_kv { now.compact } else { i64::MAX },
             start,
             next,
             is_synced: true,
@@ -469,12 +472,12 @@ impl Board {
     pub(super) fn push_events(&mut self, slot: u32, revision: i64, events: Events) {
         let watcher = self.watcher_mut(slot);
         watcher.is_quiet = false;
-        let WatchOptions { prev_kv, fragment, .. } = watcher.options;
-        let (watch_id, stream) = (watcher.id, watcher.stream);
+        let fragment = watcher.options.fragment;
+        let (watch_id, stream, prev_after) = (watcher.id, watcher.stream, watcher.prev_after);
         let of = Some((slot, watcher.generation));
         let count = events.as_slice().len() as i64;
         self.counters.pending_events.fetch_add(count, Relaxed);
-        let delivery = Delivery::Events { watch_id, revision, events, prev_kv, fragment };
+        let delivery = Delivery::Events { watch_id, revision, events, prev_after, fragment };
         self.push(stream, of, delivery);
     }
 
