@@ -117,25 +117,21 @@ impl Client {
         let request: WatchRequest = grpc::decode_in_stream(message)?;
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request),
-            Some(RequestUnion::CancelRequest(request)) => {
-                // As in etcd: nothing is said of an id that does not exist.
-                if self.stream.cancel(request.watch_id) {
-                    let header = Some(self.api.member.header(self.api.member.revisions().current));
-                    let watch_id = request.watch_id;
-                    self.answer(WatchResponse {
-                        header,
-                        watch_id,
-                        canceled: true,
-                        ..Default::default()
-                    });
-                }
-            }
+            Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => {
                 self.stream.request_progress(self.api.member.revisions().current);
             }
             None => {}
         }
         Ok(())
+    }
+
+    /// As in etcd: nothing is said of an id that does not exist.
+    fn cancel(&self, watch_id: i64) {
+        if self.stream.cancel(watch_id) {
+            let header = Some(self.api.member.header(self.api.member.revisions().current));
+            self.answer(WatchResponse { header, watch_id, canceled: true, ..Default::default() });
+        }
     }
 
     fn create(&self, request: WatchCreateRequest) {

@@ -7,7 +7,7 @@
 //! | `QUORATE_SEED` | the seed that a failed run printed |
 //! | `QUORATE_TEST_SERVER` | the binary to test instead of our own |
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all, join3};
@@ -389,7 +389,7 @@ impl Run {
     }
 
     /// Kills members until enough was delivered, then lets the writers end.
-    async fn drive(&self, cluster: &RefCell<Cluster>, mut rng: fastrand::Rng) {
+    async fn drive(&self, cluster: &mut Cluster, mut rng: fastrand::Rng) {
         let events = number("QUORATE_WATCH_EVENTS", 20_000);
         let kills = number("QUORATE_WATCH_KILLS", 4);
         let mut killed = 0;
@@ -398,7 +398,6 @@ impl Run {
             if killed < kills && self.delivered.get() >= events * killed / (kills + 1) {
                 killed += 1;
                 let at = rng.usize(..self.endpoints.len());
-                let mut cluster = cluster.borrow_mut();
                 let member = &mut cluster.members[at];
                 member.kill().await;
                 tokio::time::sleep(Duration::from_millis(rng.u64(0..1500))).await;
@@ -418,7 +417,7 @@ impl Run {
 async fn what_watchers_see_under_kills_and_compaction_keeps_every_promise() {
     let _busy = BUSY.lock().await;
     let mut rng = fastrand::Rng::with_seed(seed());
-    let cluster = Cluster::start(&program_under_test(), 3);
+    let mut cluster = Cluster::start(&program_under_test(), 3);
     let run = Run {
         endpoints: cluster.endpoints(),
         stop: Cell::new(false),
@@ -427,7 +426,6 @@ async fn what_watchers_see_under_kills_and_compaction_keeps_every_promise() {
         compactions: Cell::new(0),
         resumes: Cell::new(0),
     };
-    let cluster = RefCell::new(cluster);
     let mut watchers = Vec::new();
     for number in 0..10 {
         let prev_kv = rng.bool();
@@ -439,7 +437,7 @@ async fn what_watchers_see_under_kills_and_compaction_keeps_every_promise() {
         watchers.push(run.watch(recorder, rng.fork()));
     }
     let writers = join_all((0..6).map(|_| run.write(rng.fork())));
-    let driver = join3(writers, run.compact(rng.fork()), run.drive(&cluster, rng.fork()));
+    let driver = join3(writers, run.compact(rng.fork()), run.drive(&mut cluster, rng.fork()));
     let (recorders, _) = join(join_all(watchers), driver).await;
     let last = run.last.get().expect("the driver has ended");
     let events: usize = recorders.iter().map(Recorder::events).sum();

@@ -25,7 +25,7 @@ pub(crate) struct Watch {
 /// A server may send the head of its answer only together with the first response, as etcd does.
 enum Responses {
     Awaited(BoxFuture<'static, Result<Response<Streaming<WatchResponse>>, Status>>),
-    Open(Streaming<WatchResponse>),
+    Open(Box<Streaming<WatchResponse>>),
 }
 
 /// A watch of one key, or of the range up to `end`.
@@ -87,7 +87,7 @@ impl Watch {
     /// The next response, or the status that ended the stream.
     pub(crate) async fn try_next(&mut self) -> Result<WatchResponse, Status> {
         if let Responses::Awaited(awaited) = &mut self.responses {
-            self.responses = Responses::Open(awaited.await?.into_inner());
+            self.responses = Responses::Open(Box::new(awaited.await?.into_inner()));
         }
         let Responses::Open(responses) = &mut self.responses else { unreachable!("it is open") };
         responses.message().await?.ok_or_else(|| Status::ok("the stream has ended"))
