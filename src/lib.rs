@@ -14,6 +14,7 @@
 //! | [`api`] | the etcd door: gRPC calls in, answers, codes and texts out |
 //! | [`member`] | the handle that every door holds: propose, pass a read barrier, look at the state |
 //! | [`raft`] | consensus: openraft with our disk, network and state machine; snapshots |
+//! | [`watch`] | who wants to know which change, and how it reaches them |
 //! | [`wal`] | the durable log, the one thing that answers stand on |
 //! | [`state`] | the pure core: what one log entry changes, and what can be read |
 //! | [`storage`] | ordered bytes on disk, which log and peers can restore |

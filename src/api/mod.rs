@@ -86,7 +86,7 @@ impl Api {
         let metrics = Arc::clone(&self.metrics);
         let opened = call.open(body, bounds, Meter { metrics, path })?;
         call.check_version()?;
-        if call.needs_leader && self.member.node().leadership().leader.is_none() {
+        if call.needs_leader && !self.member.node().has_leader() {
             return Err(Error::NoLeader.into());
         }
         Ok(opened)
@@ -112,7 +112,7 @@ impl Api {
         };
         self.metrics.received(message.len());
         call.check_version()?;
-        if call.needs_leader && self.member.node().leadership().leader.is_none() {
+        if call.needs_leader && !self.member.node().has_leader() {
             return Err(Error::NoLeader.into());
         }
         let answered = match method {

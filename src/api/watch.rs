@@ -117,25 +117,21 @@ impl Client {
         let request: WatchRequest = grpc::decode_in_stream(message)?;
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request),
-            Some(RequestUnion::CancelRequest(request)) => {
-                // As in etcd: nothing is said of an id that does not exist.
-                if self.stream.cancel(request.watch_id) {
-                    let header = Some(self.api.member.header(self.api.member.revisions().current));
-                    let watch_id = request.watch_id;
-                    self.answer(WatchResponse {
-                        header,
-                        watch_id,
-                        canceled: true,
-                        ..Default::default()
-                    });
-                }
-            }
+            Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => {
                 self.stream.request_progress(self.api.member.revisions().current);
             }
             None => {}
         }
         Ok(())
+    }
+
+    /// As in etcd: nothing is said of an id that does not exist.
+    fn cancel(&self, watch_id: i64) {
+        if self.stream.cancel(watch_id) {
+            let header = Some(self.api.member.header(self.api.member.revisions().current));
+            self.answer(WatchResponse { header, watch_id, canceled: true, ..Default::default() });
+        }
     }
 
     fn create(&self, request: WatchCreateRequest) {
@@ -168,8 +164,8 @@ impl Client {
 
     fn send(&mut self, delivery: Delivery) {
         match delivery {
-            Delivery::Events { watch_id, revision, events, prev_kv, fragment } => {
-                let parts = Parts { watch_id, revision, prev_kv };
+            Delivery::Events { watch_id, revision, events, prev_after, fragment } => {
+                let parts = Parts { watch_id, revision, prev_after };
                 let events = events.as_slice();
                 if fragment && events.len() > 1 {
                     self.send_fragments(&parts, events);
@@ -201,7 +197,7 @@ impl Client {
         self.write_head(parts, true);
         let mut rest = events;
         let head = self.head.len();
-        let size = |event: &EventRef| event.get().frame(parts.prev_kv).len();
+        let size = |event: &EventRef| event.get().frame(parts.prev_after).len();
         if head + events.iter().map(size).sum::<usize>() < bytes_max {
             return self.send_events(parts, events, false);
         }
@@ -220,7 +216,7 @@ impl Client {
 
     fn send_events(&mut self, parts: &Parts, events: &[EventRef], is_fragment: bool) {
         self.write_head(parts, is_fragment);
-        let frames = events.iter().map(|event| event.get().frame(parts.prev_kv));
+        let frames = events.iter().map(|event| event.get().frame(parts.prev_after));
         self.answers.send_parts(&self.head, frames);
     }
 
@@ -241,7 +237,7 @@ impl Client {
 struct Parts {
     watch_id: i64,
     revision: i64,
-    prev_kv: bool,
+    prev_after: i64,
 }
 
 /// What a stream of a client that went away ends with.

@@ -309,10 +309,10 @@ impl Member {
 
     /// Resolves when this member has known no leader for three election timeouts, as in etcd.
     pub async fn leader_lost(&self) {
-        let mut news = self.node.watch_leadership();
+        let mut news = self.node.watch_contact();
         // The sender lives as long as the node.
-        while news.wait_for(|now| now.leader.is_none()).await.is_ok() {
-            let found = news.wait_for(|now| now.leader.is_some());
+        while news.wait_for(|has_leader| !has_leader).await.is_ok() {
+            let found = news.wait_for(|has_leader| *has_leader);
             if tokio::time::timeout(3 * self.options.election_timeout, found).await.is_err() {
                 return;
             }

@@ -24,6 +24,7 @@ use crate::storage::sled::SledBackend;
 mod cluster_clock;
 pub mod codec;
 mod confirm;
+mod contact;
 mod log_hold;
 pub mod log_store;
 mod network;

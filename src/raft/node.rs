@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::confirm::Confirmations;
+use super::contact::Contact;
 use super::log_store::LogStore;
 use super::network::Network;
 use super::peers::Peers;
@@ -87,6 +89,7 @@ pub struct Node {
     leadership: watch::Sender<Leadership>,
     leader_changes: AtomicU64,
     confirmations: Confirmations,
+    contact: Contact,
     options: NodeOptions,
 }
 
@@ -121,19 +124,20 @@ impl Node {
         sole_voter.membership_recovered(&recovered);
         let leadership = watch::Sender::new(Leadership::default());
         let leader_changes = AtomicU64::new(0);
-        let confirmations = Confirmations::default();
-        let node = Node {
+        let contact = Contact::new();
+        let node = Arc::new(Node {
             raft,
             shared,
             peers,
             sole_voter,
             leadership,
             leader_changes,
-            confirmations,
+            confirmations: Confirmations::default(),
+            contact,
             options,
-        };
-        let node = Arc::new(node);
+        });
         tasks::spawn("raft-status", Arc::clone(&node).follow_status());
+        tasks::spawn("leader-contact", Arc::clone(&node).follow_contact());
         tasks::spawn("checkpoints", Arc::clone(&node).checkpoint_and_purge());
         Ok(node)
     }
@@ -201,6 +205,42 @@ impl Node {
     /// News of who leads.
     pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
+    }
+
+    pub(crate) fn contact(&self) -> &Contact {
+        &self.contact
+    }
+
+    /// News of whether this member is in touch with a leader, or, if it leads, with a majority.
+    pub fn watch_contact(&self) -> watch::Receiver<bool> {
+        self.contact.subscribe()
+    }
+
+    /// Whether this member knows a leader and is in touch with it, or with a majority if it leads.
+    pub fn has_leader(&self) -> bool {
+        let leadership = self.leadership();
+        let patience = self.options.election_timeout;
+        if !leadership.is_leader {
+            return leadership.leader.is_some() && self.contact.is_fresh(patience);
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let is_alone = metrics.membership_config.voter_ids().eq([self.options.member_id]);
+        let acked = metrics.last_quorum_acked.as_deref();
+        is_alone || acked.is_some_and(|acked| acked.elapsed() <= patience)
+    }
+
+    /// Looks from time to time whether the leader is still there.
+    async fn follow_contact(self: Arc<Self>) {
+        let mut leadership = self.leadership.subscribe();
+        loop {
+            self.contact.publish(self.has_leader());
+            let pause = self.options.election_timeout / 4;
+            // A change is news at once; an end of the sender is the end of the node.
+            if let Ok(Err(_)) = tokio::time::timeout(pause, leadership.changed()).await {
+                return;
+            }
+        }
     }
 
     /// Whether this member leads.

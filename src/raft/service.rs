@@ -62,9 +62,11 @@ impl Peer for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         self.check(&request)?;
         // A broken stream ends the session; the leader opens another.
-        let requests = stream::unfold(request.into_inner(), |mut messages| async move {
+        let from = (request.into_inner(), Arc::clone(&self.node));
+        let requests = stream::unfold(from, |(mut messages, node)| async move {
             let message = messages.message().await.ok()??;
-            Some((wire::append_request_from_pb(message).ok()?, messages))
+            node.contact().heard();
+            Some((wire::append_request_from_pb(message).ok()?, (messages, node)))
         });
         let answers = self.node.raft().stream_append(requests);
         let responses = answers.map(|answer| match answer {

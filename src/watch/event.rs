@@ -43,8 +43,10 @@ impl SharedEvent {
         self.event.is_create() || self.event.prev.is_none() || self.event.prev_kv.is_some()
     }
 
-    /// The event as a field of `WatchResponse`, tag and length included.
-    pub fn frame(&self, with_prev: bool) -> &Bytes {
+    /// The event as a field of `WatchResponse`, tag and length included; with the previous pair if
+    /// it happened after revision `prev_after`.
+    pub fn frame(&self, prev_after: i64) -> &Bytes {
+        let with_prev = self.event.revision.main > prev_after;
         if with_prev && !self.event.is_create() && self.event.prev_kv.is_some() {
             self.frame_with_prev.get_or_init(|| encode(&self.event, self.event.prev_kv.as_ref()))
         } else {
@@ -176,12 +178,12 @@ mod tests {
             prev_kv: Some(prev.encode_to_vec().into()),
         };
         let shared = SharedEvent::new(event);
-        for with_prev in [false, true] {
-            let response = WatchResponse::decode(shared.frame(with_prev).clone()).unwrap();
+        for (prev_after, with_prev) in [(5, false), (4, true)] {
+            let response = WatchResponse::decode(shared.frame(prev_after).clone()).unwrap();
             assert_eq!(response.events[0].r#type, 1);
             assert_eq!(response.events[0].kv.as_ref(), Some(&kv));
             assert_eq!(response.events[0].prev_kv.as_ref(), with_prev.then_some(&prev));
         }
-        assert_eq!(shared.frame(true).as_ptr(), shared.frame(true).as_ptr());
+        assert_eq!(shared.frame(4).as_ptr(), shared.frame(4).as_ptr());
     }
 }

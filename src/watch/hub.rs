@@ -49,7 +49,7 @@ pub(super) struct Board {
     /// Events below this revision have been offered to the synced watchers.
     pub(super) next: i64,
     /// Streams that wait for their progress to be told.
-    progress: Vec<u32>,
+    pub(super) progress: Vec<u32>,
     last_generation: u64,
     counters: Arc<Counters>,
     /// Whether [`Hub::work`] is to be notified.
@@ -59,23 +59,25 @@ pub(super) struct Board {
 /// One watcher.
 #[derive(Debug)]
 pub(super) struct Watcher {
-    id: i64,
+    pub(super) id: i64,
     stream: u32,
     /// Tells this watcher from others that had its slot.
     pub(super) generation: u64,
     pub(super) keys: Keys,
+    /// As in etcd: pairs that were replaced at or below the compact revision of then are not told.
+    prev_after: i64,
     /// The revision that the client asked for; 0 for the next one.
-    start: i64,
+    pub(super) start: i64,
     /// It has been offered everything below. While it is synced, also what the hub has offered.
     pub(super) next: i64,
-    is_synced: bool,
+    pub(super) is_synced: bool,
     /// It has an end in its queue, and gets nothing any more.
-    has_ended: bool,
+    pub(super) has_ended: bool,
     /// The window lacks a previous pair that it needs.
     pub(super) needs_storage: bool,
-    options: WatchOptions,
+    pub(super) options: WatchOptions,
     /// Whether it got no event since the last tick.
-    is_quiet: bool,
+    pub(super) is_quiet: bool,
 }
 
 /// What a client may choose for a watcher.
@@ -103,23 +105,23 @@ impl Watcher {
 
     /// Whether `event` cannot be told from what is in memory.
     pub(super) fn lacks_prev(&self, event: &SharedEvent) -> bool {
-        self.options.prev_kv && !event.has_prev()
+        event.event().revision.main > self.prev_after && !event.has_prev()
     }
 }
 
 /// One stream.
 #[derive(Debug)]
-struct Stream {
-    ids: HashMap<i64, u32>,
+pub(super) struct Stream {
+    pub(super) ids: HashMap<i64, u32>,
     next_id: i64,
     queue: VecDeque<Queued>,
     bytes: usize,
     bytes_max: usize,
     /// The queue was full and is not yet half empty.
-    is_blocked: bool,
-    unsynced: usize,
+    pub(super) is_blocked: bool,
+    pub(super) unsynced: usize,
     /// Its progress is to be told at this revision or later.
-    wanted_progress: Option<i64>,
+    pub(super) wanted_progress: Option<i64>,
     waker: Option<Waker>,
 }
 
@@ -188,8 +190,8 @@ impl Inner {
                 self.group.visit(key, |slot| board.offer_one(slot, batch, at));
             } else {
                 let mut picks: Vec<(u32, usize)> = Vec::new();
-                for place in at..at + count {
-                    let key = &events[place].event().key;
+                for (place, event) in events.iter().enumerate().skip(at).take(count) {
+                    let key = &event.event().key;
                     self.group.visit(key, |slot| picks.push((slot, place)));
                 }
                 picks.sort_unstable();
@@ -256,6 +258,7 @@ impl Inner {
             stream: at,
             generation: board.last_generation,
             keys,
+            prev_after: if request.options.prev_kv { now.compact } else { i64::MAX },
             start,
             next,
             is_synced: true,
@@ -302,15 +305,11 @@ impl Inner {
 
     /// The next delivery of a stream.
     pub(super) fn pop(&mut self, at: u32) -> Option<Delivery> {
-        loop {
-            let queued = self.board.pop(at)?;
-            match (&queued.delivery, queued.of) {
-                (Delivery::Compacted { .. }, Some((slot, _))) => self.remove(slot),
-                (Delivery::Events { .. } | Delivery::Progress { .. }, _)
-                | (Delivery::Compacted { .. }, None) => {}
-            }
-            return Some(queued.delivery);
+        let queued = self.board.pop(at)?;
+        if let (Delivery::Compacted { .. }, Some((slot, _))) = (&queued.delivery, queued.of) {
+            self.remove(slot);
         }
+        Some(queued.delivery)
     }
 }
 
@@ -343,11 +342,11 @@ impl Board {
         self.watchers.len() == self.free_watchers.len()
     }
 
-    fn stream(&self, at: u32) -> &Stream {
+    pub(super) fn stream(&self, at: u32) -> &Stream {
         self.streams[at as usize].as_ref().expect("an open stream has its place")
     }
 
-    fn stream_mut(&mut self, at: u32) -> &mut Stream {
+    pub(super) fn stream_mut(&mut self, at: u32) -> &mut Stream {
         self.streams[at as usize].as_mut().expect("an open stream has its place")
     }
 
@@ -469,16 +468,16 @@ impl Board {
     pub(super) fn push_events(&mut self, slot: u32, revision: i64, events: Events) {
         let watcher = self.watcher_mut(slot);
         watcher.is_quiet = false;
-        let WatchOptions { prev_kv, fragment, .. } = watcher.options;
-        let (watch_id, stream) = (watcher.id, watcher.stream);
+        let fragment = watcher.options.fragment;
+        let (watch_id, stream, prev_after) = (watcher.id, watcher.stream, watcher.prev_after);
         let of = Some((slot, watcher.generation));
         let count = events.as_slice().len() as i64;
         self.counters.pending_events.fetch_add(count, Relaxed);
-        let delivery = Delivery::Events { watch_id, revision, events, prev_kv, fragment };
+        let delivery = Delivery::Events { watch_id, revision, events, prev_after, fragment };
         self.push(stream, of, delivery);
     }
 
-    fn push(&mut self, at: u32, of: Option<(u32, u64)>, delivery: Delivery) {
+    pub(super) fn push(&mut self, at: u32, of: Option<(u32, u64)>, delivery: Delivery) {
         let bytes = DELIVERY_BYTES + delivery.bytes();
         let stream = self.stream_mut(at);
         stream.queue.push_back(Queued { of, bytes, delivery });
@@ -522,97 +521,4 @@ impl Board {
     pub(super) fn set_waker(&mut self, at: u32, waker: &Waker) {
         self.stream_mut(at).waker = Some(waker.clone());
     }
-
-    /// Has the progress of a whole stream told once it has all events up to `revision`.
-    pub(super) fn want_progress(&mut self, at: u32, revision: i64) {
-        let stream = self.stream_mut(at);
-        // As in etcd: without watchers there is no progress.
-        if stream.ids.is_empty() {
-            return;
-        }
-        if stream.wanted_progress.replace(revision).is_none() {
-            self.progress.push(at);
-        }
-        self.settle_progress();
-    }
-
-    /// Tells the progress of the streams that are as far as they wanted to be.
-    pub(super) fn settle_progress(&mut self) {
-        if self.progress.is_empty() {
-            return;
-        }
-        let waiting = std::mem::take(&mut self.progress);
-        for at in waiting {
-            let told = self.next - 1;
-            match self.progress_of(at) {
-                Standing::Behind => {
-                    self.progress.push(at);
-                    continue;
-                }
-                Standing::Level => {
-                    let delivery = Delivery::Progress { watch_id: WHOLE_STREAM, revision: told };
-                    self.push(at, None, delivery);
-                }
-                Standing::NotBegun => {}
-            }
-            self.stream_mut(at).wanted_progress = None;
-        }
-    }
-
-    fn progress_of(&self, at: u32) -> Standing {
-        let stream = self.stream(at);
-        let wanted = stream.wanted_progress.unwrap_or_default();
-        if stream.ids.is_empty() {
-            return Standing::NotBegun;
-        }
-        if stream.unsynced > 0 || stream.is_blocked || self.next <= wanted {
-            return Standing::Behind;
-        }
-        let standings = stream.ids.values().map(|slot| self.standing(self.watcher(*slot)));
-        standings.max().unwrap_or(Standing::NotBegun)
-    }
-
-    /// Whether all events below the hub's next revision are with the watcher's stream.
-    fn standing(&self, watcher: &Watcher) -> Standing {
-        if watcher.start >= self.next {
-            // As in etcd: nothing is told of a time before the watcher's start.
-            Standing::NotBegun
-        } else if watcher.has_ended || watcher.is_synced && watcher.next <= self.next {
-            Standing::Level
-        } else {
-            Standing::Behind
-        }
-    }
-
-    /// Tells quiet watchers that asked for it how far they are.
-    pub(super) fn tick(&mut self, at: u32) {
-        let stream = self.stream(at);
-        if stream.is_blocked {
-            return;
-        }
-        let slots: Vec<u32> = stream.ids.values().copied().collect();
-        let revision = self.next - 1;
-        for slot in slots {
-            let watcher = self.watcher(slot);
-            if !watcher.options.progress_notify || watcher.has_ended {
-                continue;
-            }
-            if watcher.is_quiet && self.standing(watcher) == Standing::Level {
-                let (watch_id, of) = (watcher.id, Some((slot, watcher.generation)));
-                self.push(at, of, Delivery::Progress { watch_id, revision });
-            }
-            self.watcher_mut(slot).is_quiet = true;
-        }
-    }
-}
-
-/// The id under which the progress of all watchers of a stream is told, as in etcd.
-const WHOLE_STREAM: i64 = -1;
-
-/// How far a watcher is, seen from the hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
-    Level,
-    Behind,
-    NotBegun,
 }

@@ -21,7 +21,8 @@
 //!
 //! - `event`: a change as all its watchers share it. `feed`: publishing, and the window.
 //! - `group`, `interval`: from a key to the watchers that want it.
-//! - `hub`: the watchers of one thread. `catch_up`: those that are behind. `stream`: what one client holds.
+//! - `hub`: the watchers of one thread. `catch_up`: those that are behind. `stream`: what one client
+//!   holds. `progress`: telling how far it is.
 
 mod catch_up;
 mod event;
@@ -29,6 +30,7 @@ mod feed;
 mod group;
 mod hub;
 mod interval;
+mod progress;
 mod stream;
 
 #[cfg(test)]

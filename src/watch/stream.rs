@@ -115,8 +115,8 @@ pub enum Delivery {
         revision: i64,
         /// The events.
         events: Events,
-        /// Whether it wants previous pairs.
-        prev_kv: bool,
+        /// It wants the previous pairs of events after this revision.
+        prev_after: i64,
         /// Whether the delivery may be sent in parts.
         fragment: bool,
     },

@@ -406,7 +406,7 @@ fn random_life(rng: &mut fastrand::Rng) {
 
 fn see(seen: &mut BTreeMap<(usize, i64), Seen>, stream: usize, delivery: Delivery) {
     match delivery {
-        Delivery::Events { watch_id, revision, events, prev_kv, .. } => {
+        Delivery::Events { watch_id, revision, events, prev_after, .. } => {
             let seen = seen.get_mut(&(stream, watch_id)).unwrap();
             for event in events.as_slice() {
                 let event = event.get().event();
@@ -414,7 +414,12 @@ fn see(seen: &mut BTreeMap<(usize, i64), Seen>, stream: usize, delivery: Deliver
                 seen.events.push((event.revision.main, event.revision.sub));
                 let is_plain =
                     event.is_create() || event.kind == EventKind::Put && event.version == 1;
-                assert!(!prev_kv || is_plain || event.prev.is_none() || event.prev_kv.is_some());
+                assert!(
+                    event.revision.main <= prev_after
+                        || is_plain
+                        || event.prev.is_none()
+                        || event.prev_kv.is_some()
+                );
             }
         }
         Delivery::Compacted { watch_id, .. } => {
@@ -427,5 +432,5 @@ fn see(seen: &mut BTreeMap<(usize, i64), Seen>, stream: usize, delivery: Deliver
 #[test]
 fn an_idle_watcher_is_small() {
     assert!(size_of::<hub::Watcher>() <= 160);
-    assert!(limits::WATCH_QUEUE_BYTES_MAX >= limits::WATCH_CHUNK_BYTES_MAX);
+    const { assert!(limits::WATCH_QUEUE_BYTES_MAX >= limits::WATCH_CHUNK_BYTES_MAX) };
 }

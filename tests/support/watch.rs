@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::stream;
 use quorate::pb::etcdserverpb::watch_request::RequestUnion;
 use quorate::pb::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use tokio::sync::mpsc;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::client;
 
@@ -18,7 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// One watch stream.
 pub(crate) struct Watch {
     requests: Option<mpsc::UnboundedSender<WatchRequest>>,
-    responses: Streaming<WatchResponse>,
+    responses: Responses,
+}
+
+/// A server may send the head of its answer only together with the first response, as etcd does.
+enum Responses {
+    Awaited(BoxFuture<'static, Result<Response<Streaming<WatchResponse>>, Status>>),
+    Open(Box<Streaming<WatchResponse>>),
 }
 
 /// A watch of one key, or of the range up to `end`.
@@ -33,20 +40,22 @@ pub(crate) fn create(key: &str, end: &str, start_revision: i64) -> WatchCreateRe
 
 impl Watch {
     /// Opens a stream at the member at `endpoint`.
-    pub(crate) async fn open(endpoint: &str) -> Result<Watch, Status> {
-        Watch::open_with(endpoint, false).await
+    ///
+    /// Nothing is sent before the first response is asked for.
+    pub(crate) fn open(endpoint: &str) -> Watch {
+        Watch::open_with(endpoint, false)
     }
 
     /// As [`Watch::open`]; with `hasleader` if that is asked for.
-    pub(crate) async fn open_with(endpoint: &str, has_leader: bool) -> Result<Watch, Status> {
+    pub(crate) fn open_with(endpoint: &str, has_leader: bool) -> Watch {
         let (requests, mut received) = mpsc::unbounded_channel();
         let mut request = Request::new(stream::poll_fn(move |context| received.poll_recv(context)));
         if has_leader {
             request.metadata_mut().insert("hasleader", "true".parse().unwrap());
         }
         let mut client = client::watch(client::channel(endpoint, Duration::from_secs(5)));
-        let responses = client.watch(request).await?.into_inner();
-        Ok(Watch { requests: Some(requests), responses })
+        let awaited = Box::pin(async move { client.watch(request).await });
+        Watch { requests: Some(requests), responses: Responses::Awaited(awaited) }
     }
 
     fn send(&self, request: RequestUnion) {
@@ -77,7 +86,11 @@ impl Watch {
 
     /// The next response, or the status that ended the stream.
     pub(crate) async fn try_next(&mut self) -> Result<WatchResponse, Status> {
-        self.responses.message().await?.ok_or_else(|| Status::ok("the stream has ended"))
+        if let Responses::Awaited(awaited) = &mut self.responses {
+            self.responses = Responses::Open(Box::new(awaited.await?.into_inner()));
+        }
+        let Responses::Open(responses) = &mut self.responses else { unreachable!("it is open") };
+        responses.message().await?.ok_or_else(|| Status::ok("the stream has ended"))
     }
 
     /// The next response, which must come.
