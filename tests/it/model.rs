@@ -207,6 +207,11 @@ impl Model {
         changes: &mut Vec<Line>,
     ) {
         let next = self.revision() + 1;
+        // As in etcd: an event tells of the pair before its revision, not of one within it.
+        let was = |kv: &KeyValue| {
+            let before = self.stores.values().next_back().and_then(|store| store.get(&kv.key));
+            before.filter(|_| kv.version > 0).map_or(0, |kv| kv.mod_revision)
+        };
         for op in ops {
             match op.request.as_ref().unwrap() {
                 Request::RequestRange(range) => {
@@ -219,6 +224,7 @@ impl Model {
                     lines.push(("put".into(), prev));
                     let old = before.clone().unwrap_or_default();
                     let create = if old.version == 0 { next } else { old.create_revision };
+                    let was = was(&old);
                     let value = if put.ignore_value { old.value } else { put.value.clone() };
                     let kv = KeyValue {
                         key: put.key.clone(),
@@ -228,7 +234,7 @@ impl Model {
                         value,
                         lease: if put.ignore_lease { old.lease } else { put.lease },
                     };
-                    changes.push((format!("PUT was {}", old.mod_revision), vec![kv.clone()]));
+                    changes.push((format!("PUT was {was}"), vec![kv.clone()]));
                     store.insert(put.key.clone(), kv);
                 }
                 Request::RequestDeleteRange(delete) => {
@@ -237,10 +243,7 @@ impl Model {
                     let prev = gone.iter().map(|(_, kv)| kv.clone()).filter(|_| delete.prev_kv);
                     lines.push((format!("delete {}", gone.len()), prev.collect()));
                     for (key, kv) in &gone {
-                        changes.push((
-                            format!("DELETE was {}", kv.mod_revision),
-                            vec![tombstone(key)],
-                        ));
+                        changes.push((format!("DELETE was {}", was(kv)), vec![tombstone(key)]));
                     }
                 }
                 Request::RequestTxn(txn) => self.run_txn(txn, store, lines, changes),
