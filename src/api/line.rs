@@ -173,37 +173,34 @@ impl Api {
         Ok(Joined { place, revision, found })
     }
 
-    /// Waits until nobody stands before `place`; none if that was so at once, or else a revision
-    /// at which it was in front. Refuses with `gone` if the place is lost meanwhile.
+    /// Waits until nobody stands before `place`; answers with a revision at which that is so.
+    ///
+    /// Refuses with `gone` if the place is lost meanwhile.
     pub(super) async fn turn(
         &self,
         line: &Line,
         place: &mut Place,
         gone: &'static str,
-    ) -> Result<Option<i64>, Status> {
+    ) -> Result<i64, Status> {
         place.claim();
-        let mut has_waited = false;
+        let mut has_to_ask = false;
         loop {
             match self.look(line, place) {
+                Look::First(revision) if !has_to_ask => return Ok(revision),
+                Look::First(_) => {
+                    // As in etcd: a member that is behind must not tell of a turn long over.
+                    self.member.read_barrier(&self.shard).await.map_err(from_inside)?;
+                    has_to_ask = false;
+                }
+                Look::Behind { key, revision } => {
+                    self.deleted_after(&key, revision).await;
+                    has_to_ask = true;
+                }
                 Look::Gone => {
                     place.gives_up = false;
                     return Err(Status::new(Code::Unknown, gone));
                 }
-                Look::First(_) if !has_waited => return Ok(None),
-                Look::First(_) => break,
-                Look::Behind { key, revision } => self.deleted_after(&key, revision).await,
             }
-            has_waited = true;
-        }
-        // As in etcd: a member that is behind must not tell of a turn that is long over.
-        self.member.read_barrier(&self.shard).await.map_err(from_inside)?;
-        match self.look(line, place) {
-            Look::First(revision) => Ok(Some(revision)),
-            Look::Gone => {
-                place.gives_up = false;
-                Err(Status::new(Code::Unknown, gone))
-            }
-            Look::Behind { .. } => unreachable!("nobody joins a line before those who are in it"),
         }
     }
 

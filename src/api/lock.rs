@@ -8,11 +8,13 @@
 //! still held the lock. What it acts on can tell: the **create revision of the lock's key** is greater
 //! for every later holder of the name. Read it with a Range on the key that Lock answered with
 //! (`kvs[0].create_revision`), send it along with every request to the guarded resource, and have
-//! that refuse any token below the greatest it has seen. The revision in Lock's header is *not* the
-//! token: it tells when the lock was acquired, not when the key was made.
+//! that refuse any token below the greatest it has seen.
 //!
-//! If the guarded resource is in this cluster, a Txn does all of it: compare the create revision of
-//! the lock's key with the token, and write only if they are equal.
+//! If what is guarded are keys of this cluster, one Txn does all of it: compare the create revision
+//! of the lock's key with the token, and write only if they are equal.
+//!
+//! The revision in Lock's header rises from holder to holder, too, but it is when the lock was taken,
+//! not when the key was made: a Txn cannot compare it with anything.
 
 use bytes::Bytes;
 
@@ -33,10 +35,10 @@ impl Api {
         let lease = self.lease_or_new(lease).await?;
         let line = Line::new(&name);
         let mut joined = self.join_line(&line, lease, Bytes::new()).await?;
-        let turn = self.turn(&line, &mut joined.place, EXPIRED).await?;
+        let revision = self.turn(&line, &mut joined.place, EXPIRED).await?;
         let key = joined.place.key.clone();
         joined.place.keep();
-        let header = Some(self.member.header(turn.unwrap_or(joined.revision)));
+        let header = Some(self.member.header(revision));
         Ok(grpc::encode(&LockResponse { header, key }))
     }
 
