@@ -136,6 +136,16 @@ pub const HASH_STEP_RECORDS: usize = 1000;
 /// Parts of a streamed answer that wait for the client; then reading pauses.
 pub const STREAM_PARTS_MAX: usize = 2;
 
+/// TTL of the lease that Lock and Election grant to a caller without one, in seconds (as in etcd).
+pub const LINE_LEASE_TTL_SECONDS: i64 = 60;
+
+/// How often a member tries to take back the place in line of a client that went away; then the
+/// place lasts as long as its lease.
+pub const LINE_LEAVE_ATTEMPTS_MAX: u32 = 20;
+
+/// The pause between two such attempts.
+pub const LINE_LEAVE_PAUSE: Duration = Duration::from_millis(250);
+
 /// Bytes of answers on one bidi stream that wait for the client; then its handler pauses.
 pub const STREAM_ANSWERS_BYTES_MAX: usize = 128 * 1024;
 

@@ -11,7 +11,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
 
 /// Methods counted one by one; the rest share the last counter.
-const METHODS: [(&str, &str); 17] = [
+const METHODS: [(&str, &str); 24] = [
     ("etcdserverpb.KV", "Range"),
     ("etcdserverpb.KV", "Put"),
     ("etcdserverpb.KV", "Txn"),
@@ -28,6 +28,13 @@ const METHODS: [(&str, &str); 17] = [
     ("etcdserverpb.Lease", "LeaseTimeToLive"),
     ("etcdserverpb.Lease", "LeaseLeases"),
     ("etcdserverpb.Watch", "Watch"),
+    ("v3lockpb.Lock", "Lock"),
+    ("v3lockpb.Lock", "Unlock"),
+    ("v3electionpb.Election", "Campaign"),
+    ("v3electionpb.Election", "Proclaim"),
+    ("v3electionpb.Election", "Leader"),
+    ("v3electionpb.Election", "Observe"),
+    ("v3electionpb.Election", "Resign"),
     ("other", "other"),
 ];
 
@@ -209,7 +216,11 @@ impl Metrics {
             for (code, count) in codes.iter().enumerate() {
                 let count = count.load(Relaxed);
                 if count > 0 {
-                    let kind = if *method == "Watch" { "bidi_stream" } else { "unary" };
+                    let kind = match *method {
+                        "Watch" | "LeaseKeepAlive" => "bidi_stream",
+                        "Observe" => "server_stream",
+                        _ => "unary",
+                    };
                     let code = CODES_BY_NUMBER[code];
                     push(
                         text,

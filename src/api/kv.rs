@@ -90,7 +90,7 @@ impl Api {
     }
 
     /// The answer of `plan`: at once if all values are in memory, else off the serving thread.
-    async fn finish(&self, plan: RangePlan) -> Result<RangeAnswer, Status> {
+    pub(super) async fn finish(&self, plan: RangePlan) -> Result<RangeAnswer, Status> {
         if plan.is_hot() {
             let state = self.member.state();
             return Ok(plan.finish(&**state.backend()).map_err(Error::from)?);

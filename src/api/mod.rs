@@ -18,10 +18,14 @@ use crate::limits;
 use crate::member::{Error, Member, Shard};
 use crate::metrics::Metrics;
 
+mod election;
 mod encode;
 pub mod grpc;
 mod kv;
 mod lease;
+mod line;
+mod lock;
+mod observe;
 pub mod status;
 mod upkeep;
 mod watch;
@@ -135,6 +139,14 @@ impl Api {
                 let parts = self.range_stream(message).await?;
                 return Ok(Answer::Stream(parts));
             }
+            // Boxed: what waits long must not make the future of every small request larger.
+            Method::Lock => Box::pin(self.lock(message)).await,
+            Method::Unlock => self.unlock(message).await,
+            Method::Campaign => Box::pin(self.campaign(message)).await,
+            Method::Proclaim => Box::pin(self.proclaim(message)).await,
+            Method::Leader => Box::pin(self.leader(message)).await,
+            Method::Resign => Box::pin(self.resign(message)).await,
+            Method::Observe => return self.observe(call, message).map(Answer::Stream),
         };
         answered.map(Answer::Unary)
     }
@@ -169,12 +181,19 @@ enum Method {
     LeaseKeepAlive,
     LeaseTimeToLive,
     LeaseLeases,
+    Lock,
+    Unlock,
+    Campaign,
+    Proclaim,
+    Leader,
+    Observe,
+    Resign,
 }
 
 impl Method {
     /// Whether more than one message may come back.
     fn is_stream(self) -> bool {
-        matches!(self, Method::RangeStream)
+        matches!(self, Method::RangeStream | Method::Observe)
     }
 
     /// The method at `path`.
@@ -196,6 +215,13 @@ impl Method {
             lease::KEEP_ALIVE => Method::LeaseKeepAlive,
             "/etcdserverpb.Lease/LeaseTimeToLive" => Method::LeaseTimeToLive,
             "/etcdserverpb.Lease/LeaseLeases" => Method::LeaseLeases,
+            "/v3lockpb.Lock/Lock" => Method::Lock,
+            "/v3lockpb.Lock/Unlock" => Method::Unlock,
+            "/v3electionpb.Election/Campaign" => Method::Campaign,
+            "/v3electionpb.Election/Proclaim" => Method::Proclaim,
+            "/v3electionpb.Election/Leader" => Method::Leader,
+            observe::PATH => Method::Observe,
+            "/v3electionpb.Election/Resign" => Method::Resign,
             _ => return None,
         })
     }

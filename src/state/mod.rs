@@ -16,7 +16,7 @@
 //! - `answer`: responses and events. `error`: refusals. `check`: refusals by shape alone.
 //! - `revision`, `key_range`: the words. `schema`: what lies where in the storage.
 //! - `mvcc`: the index of keys and the bytes of a change. `write`: the transaction that changes them.
-//! - `range`, `frames`: reading keys in bounded steps. `txn`: compares and branches.
+//! - `range`, `frames`: reading keys in bounded steps. `age`: who came first. `txn`: compares and branches.
 //! - `records`: how a change lies in the storage.
 //! - `lease`: who lives how long, and which keys go with it.
 //! - `compact`: dropping history. `pins`: who still reads it. `hash`: proof that members agree.
@@ -28,6 +28,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
+mod age;
 pub mod answer;
 pub mod check;
 mod compact;
@@ -48,6 +49,7 @@ pub mod snapshot;
 pub mod txn;
 mod write;
 
+pub use age::Aged;
 pub use answer::{
     Applied, DeleteRangeAnswer, Event, EventKind, LeaseExpiry, LeaseTerm, OpResponse, PutAnswer,
     RangeAnswer, Response, TxnAnswer,

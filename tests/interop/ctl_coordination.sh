@@ -32,7 +32,7 @@ normalise() {
         s/^\{"level":.*\n//gm; s/^Usage:.*//ms;
         s/((?:[Rr]evision|REV(?:ISION)?|notify|_LOCK_REV)"?(?: ?: ?|=))(\d+)/$1 . ($2 > $base ? "+" . ($2 - $base) : $2)/ge;
         s/("CompactRevision" ?: ?)(\d+)/$1 . ($2 ? "C" : 0)/ge;
-        s/[0-9a-f]{15,16}\b/ID/g; s/\b\d{18,19}\b/ID/g;
+        s/\b\d{14,20}\b/ID/g; s/[0-9a-f]{12,16}\b/ID/g;
         s/("key":")[A-Za-z0-9+\/=]{20,}/$1KEY/g;
         s/remaining\(\d+s\)/remaining(R)/g; s/("ttl":|"TTL" : )\d+/$1R/g;
         s/Warning: unrecognized environment variable.*\n//g;

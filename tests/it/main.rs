@@ -11,6 +11,7 @@ mod conformance;
 mod crash;
 mod ctl;
 mod lease;
+mod lock;
 mod model;
 mod scripts;
 mod snapshot;

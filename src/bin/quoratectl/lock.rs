@@ -24,7 +24,8 @@ Without COMMAND the lock's key is printed once the lock is held, and the lock is
 or SIGTERM. With COMMAND the lock is held while it runs, and its exit code is passed on; the program
 finds ETCD_LOCK_KEY and ETCD_LOCK_REV in its environment.
 
-The key's create revision is a fencing token: it is larger for every later holder.";
+The key's create revision is a fencing token: it is larger for every later holder. Have what the lock
+guards refuse smaller ones.";
 
 /// Flags and arguments of `lock`.
 #[derive(Args, Clone, Debug)]

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use super::super::key_range::KeyRange;
 use super::super::revision::Revision;
+use super::ages::Age;
 use super::entry::{Compacted, Entry, Version};
 use super::record::Pair;
 use super::tree::{Span, Summary, Sweep, Tree};
@@ -70,6 +71,19 @@ impl Index {
         match walked {
             // The one who breaks knows it.
             ControlFlow::Continue(()) | ControlFlow::Break(()) => {}
+        }
+    }
+
+    /// The live entry of `range` that is best by `age`.
+    ///
+    /// O(log n) for the oldest one, and if few keys of the range are younger than what is wanted.
+    pub(crate) fn find(&self, range: KeyRange<'_>, age: Age) -> Option<&Entry> {
+        match range {
+            KeyRange::Key(key) => self.get(key).filter(|entry| {
+                let latest = entry.latest();
+                latest.is_live() && age.score(latest.create).is_some()
+            }),
+            KeyRange::Span { start, end } => self.tree.find(Span { start, end }, age),
         }
     }
 

@@ -13,8 +13,10 @@
 //! - [`record`]: the bytes of one change.
 //! - [`entry`]: one key with its versions.
 //! - [`tree`]: the ordered map of entries that knows how many live keys lie before a key.
+//! - [`ages`]: who was created when, for searches that skip what is too old or too young.
 //! - [`index`]: the tree, the pairs kept in memory, and what compaction drops.
 
+pub(crate) mod ages;
 pub(crate) mod entry;
 pub(crate) mod index;
 pub(crate) mod record;

@@ -3,7 +3,7 @@
 //! Each inner node keeps a [`Summary`] of every child, so that the number of live keys before a
 //! key takes O(log n), and walks skip what does not concern them: reads of the present skip
 //! subtrees of tombstones, compaction skips subtrees without garbage, eviction skips subtrees
-//! without cached pairs.
+//! without cached pairs, and a search by age skips subtrees that are too old or too young.
 //!
 //! Leaves grow in small steps, and a split at a leaf's end leaves it full: keys that arrive in
 //! order, the usual case, fill the leaves.
@@ -11,6 +11,7 @@
 use std::cmp::Ordering;
 use std::ops::{AddAssign, ControlFlow};
 
+use super::ages::{Age, Ages};
 use super::entry::Entry;
 
 const LEAF_ENTRIES_MAX: usize = 64;
@@ -26,22 +27,19 @@ pub(super) struct Summary {
     pub(super) garbage: i64,
     /// Keys whose pair is in memory.
     pub(super) cached: i64,
+    /// When the live keys were created.
+    pub(super) ages: Ages,
 }
 
 impl Summary {
     fn of(entry: &Entry) -> Self {
+        let latest = entry.latest();
+        let is_live = latest.is_live();
         Summary {
-            live: i64::from(entry.latest().is_live()),
+            live: i64::from(is_live),
             garbage: i64::from(entry.has_garbage()),
             cached: i64::from(entry.cached_len() > 0),
-        }
-    }
-
-    fn minus(self, other: Self) -> Self {
-        Summary {
-            live: self.live - other.live,
-            garbage: self.garbage - other.garbage,
-            cached: self.cached - other.cached,
+            ages: if is_live { Ages::of(latest.create) } else { Ages::default() },
         }
     }
 }
@@ -51,6 +49,32 @@ impl AddAssign for Summary {
         self.live += other.live;
         self.garbage += other.garbage;
         self.cached += other.cached;
+        self.ages = self.ages.and(other.ages);
+    }
+}
+
+/// What happened to one entry.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    before: Summary,
+    after: Summary,
+}
+
+impl Change {
+    /// Brings `summary`, that of `node`, up to date.
+    fn note(&self, summary: &mut Summary, node: &Node) {
+        let Change { before, after } = self;
+        summary.live += after.live - before.live;
+        summary.garbage += after.garbage - before.garbage;
+        summary.cached += after.cached - before.cached;
+        if before.ages == after.ages {
+            return;
+        }
+        if summary.ages.lean_on(before.ages) {
+            summary.ages = node.sum().ages;
+        } else {
+            summary.ages = summary.ages.and(after.ages);
+        }
     }
 }
 
@@ -170,15 +194,26 @@ impl Tree {
         self.root.visit_backwards(span, live_only, visit)
     }
 
+    /// The live entry of `span` that is best by `age`.
+    pub(super) fn find(&self, span: Span<'_>, age: Age) -> Option<&Entry> {
+        let mut best = None;
+        if !span.ends_before(span.start) {
+            self.root.find(span, age, &mut best);
+        }
+        best.map(|(_, entry)| entry)
+    }
+
     /// Changes the entry of `key`, which is made if it is not there.
     pub(super) fn upsert<R>(&mut self, key: &[u8], change: impl FnOnce(&mut Entry) -> R) -> R {
         let upserted = self.root.upsert(key, change);
-        self.summary += upserted.gain;
-        if let Some(right) = upserted.split {
-            let left = std::mem::take(&mut self.root);
-            let summary = self.summary.minus(right.summary);
-            let left = Child { first: Box::default(), summary, node: left };
-            self.root = Node::Inner(vec![left, right]);
+        match upserted.split {
+            None => upserted.change.note(&mut self.summary, &self.root),
+            Some(right) => {
+                let left = std::mem::take(&mut self.root);
+                let left = Child { first: Box::default(), summary: left.sum(), node: left };
+                self.root = Node::Inner(vec![left, right]);
+                self.summary = self.root.sum();
+            }
         }
         upserted.answer
     }
@@ -218,7 +253,7 @@ impl Tree {
 /// What [`Node::upsert`] hands to the parent.
 struct Upserted<R> {
     answer: R,
-    gain: Summary,
+    change: Change,
     split: Option<Child>,
 }
 
@@ -230,10 +265,12 @@ impl Node {
                 let at = child_of(children, key);
                 let child = &mut children[at];
                 let mut upserted = child.node.upsert(key, change);
-                child.summary += upserted.gain;
-                if let Some(right) = upserted.split.take() {
-                    child.summary = child.summary.minus(right.summary);
-                    upserted.split = insert_child(children, at + 1, right);
+                match upserted.split.take() {
+                    None => upserted.change.note(&mut child.summary, &child.node),
+                    Some(right) => {
+                        child.summary = child.node.sum();
+                        upserted.split = insert_child(children, at + 1, right);
+                    }
                 }
                 upserted
             }
@@ -303,6 +340,42 @@ impl Node {
         ControlFlow::Continue(())
     }
 
+    /// Looks for an entry that is better than `best`; of equals the first one found stays.
+    fn find<'t>(&'t self, span: Span<'_>, age: Age, best: &mut Option<(i64, &'t Entry)>) {
+        let beats = |score: i64, best: &Option<(i64, &Entry)>| {
+            best.as_ref().is_none_or(|(other, _)| score > *other)
+        };
+        match self {
+            Node::Leaf(entries) => {
+                let start = find(entries, span.start).unwrap_or_else(|at| at);
+                let rest = entries[start..].iter();
+                let live = rest.take_while(|entry| !span.ends_before(entry.key()));
+                for entry in live.filter(|entry| entry.latest().is_live()) {
+                    match age.score(entry.latest().create) {
+                        Some(score) if beats(score, best) => *best = Some((score, entry)),
+                        Some(_) | None => {}
+                    }
+                }
+            }
+            Node::Inner(children) => {
+                let first = child_of(children, span.start);
+                let last = span.end.map_or(children.len() - 1, |end| child_of(children, end));
+                let scored = children[first..=last.max(first)].iter().filter_map(|child| {
+                    age.score_max(&child.summary.ages).map(|score| (score, child))
+                });
+                // The most promising first: what it yields spares most of the others.
+                let mut scored: Vec<(i64, &Child)> = scored.collect();
+                scored.sort_by_key(|(score, _)| std::cmp::Reverse(*score));
+                for (score, child) in scored {
+                    if !beats(score, best) {
+                        break;
+                    }
+                    child.node.find(span, age, best);
+                }
+            }
+        }
+    }
+
     fn sweep(
         &mut self,
         from: &[u8],
@@ -362,16 +435,16 @@ fn upsert_leaf<R>(
         Ok(at) => {
             let before = Summary::of(&entries[at]);
             let answer = change(&mut entries[at]);
-            let gain = Summary::of(&entries[at]).minus(before);
-            return Upserted { answer, gain, split: None };
+            let change = Change { before, after: Summary::of(&entries[at]) };
+            return Upserted { answer, change, split: None };
         }
         Err(at) => at,
     };
     let mut entry = Entry::new(key);
     let answer = change(&mut entry);
-    let gain = Summary::of(&entry);
+    let change = Change { before: Summary::default(), after: Summary::of(&entry) };
     let split = insert_entry(entries, at, entry);
-    Upserted { answer, gain, split }
+    Upserted { answer, change, split }
 }
 
 fn insert_entry(entries: &mut Vec<Entry>, at: usize, entry: Entry) -> Option<Child> {

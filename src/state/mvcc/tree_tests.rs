@@ -148,3 +148,53 @@ fn keys_in_order_fill_the_leaves() {
     }
     assert_eq!(leaves(&tree.root), 10_000_usize.div_ceil(LEAF_ENTRIES_MAX));
 }
+
+#[test]
+fn find_agrees_with_looking_at_every_key() {
+    let mut random = fastrand::Rng::with_seed(seed());
+    let mut tree = Tree::default();
+    let mut model: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
+    for main in 1..12_000_i64 {
+        let key = key(&mut random);
+        // Lines shrink from the front as often as anywhere else.
+        let oldest = model.iter().min_by_key(|(_, create)| **create).map(|(key, _)| key.clone());
+        match (random.u32(..10), oldest) {
+            (0..2, Some(oldest)) => {
+                model.remove(&oldest);
+                tree.upsert(&oldest, |entry| entry.push(Version { main, ..Version::default() }));
+            }
+            (2..4, _) => {
+                model.remove(&key);
+                tree.upsert(&key, |entry| entry.push(Version { main, ..Version::default() }));
+            }
+            _ => {
+                let create = *model.entry(key.clone()).or_insert(main);
+                let version = Version { main, create, number: 1, ..Version::default() };
+                tree.upsert(&key, |entry| entry.push(version));
+            }
+        }
+        if main % 50 == 0 {
+            check(&tree);
+            tree.sweep(
+                b"",
+                |_| true,
+                |entry| if entry.latest().is_live() { Sweep::Keep } else { Sweep::Remove },
+            );
+            check(&tree);
+        }
+        let (start, end) = (self::key(&mut random), self::key(&mut random));
+        let end = (random.u32(..4) > 0).then_some(end);
+        let span = Span { start: &start, end: end.as_deref() };
+        let before = random.i64(..=main + 1);
+        let creates = || {
+            let inside = model
+                .iter()
+                .filter(|(key, _)| start <= **key && end.as_ref().is_none_or(|end| *key < end));
+            inside.map(|(_, create)| *create)
+        };
+        let found = |age| tree.find(span, age).map(|entry| entry.latest().create);
+        assert_eq!(found(Age::Oldest), creates().min());
+        let younger = creates().filter(|create| *create < before).max();
+        assert_eq!(found(Age::YoungestBefore(before)), younger);
+    }
+}
