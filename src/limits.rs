@@ -124,6 +124,9 @@ pub const LOG_RETAINED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long a voter may take to confirm a vote for a read round before heartbeats are sent instead.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// Ids of watchers ended by compaction that a watch stream keeps taken until they are canceled.
+pub const WATCH_ENDED_IDS_MAX: usize = 4096;
+
 /// One attempt at a read round; etcd asks again after the same time.
 pub const READ_ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 

@@ -156,7 +156,7 @@ impl KeepAliveStream {
 
     fn take(&mut self, message: Bytes) -> Result<(), Status> {
         self.api.metrics.received(message.len());
-        let LeaseKeepAliveRequest { id } = grpc::decode(message)?;
+        let LeaseKeepAliveRequest { id } = grpc::decode_in_stream(message)?;
         let member = &self.api.member;
         let header = member.header(member.state().revision());
         let keep_alive = member.keep_alive(&self.api.shard, id);

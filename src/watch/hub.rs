@@ -15,6 +15,7 @@ use super::event::{Batch, EventRef, Events, SharedEvent};
 use super::feed::{Counters, Feed, News};
 use super::group::{Group, Keys};
 use super::stream::{CreateError, Created, Delivery, Revisions, WatchRequest};
+use crate::limits;
 use crate::state::EventKind;
 
 /// What a delivery is taken to cost besides its events.
@@ -113,6 +114,8 @@ impl Watcher {
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) ids: HashMap<i64, u32>,
+    /// Ids of watchers that compaction ended. As in etcd they stay taken until they are canceled.
+    ended: BTreeSet<i64>,
     next_id: i64,
     queue: VecDeque<Queued>,
     bytes: usize,
@@ -210,6 +213,7 @@ impl Inner {
         board.counters.streams.fetch_add(1, Relaxed);
         let stream = Stream {
             ids: HashMap::new(),
+            ended: BTreeSet::new(),
             next_id: 0,
             queue: VecDeque::new(),
             bytes: 0,
@@ -284,7 +288,11 @@ impl Inner {
 
     /// Cancels the watcher `id`; false if there is none.
     pub(super) fn cancel(&mut self, at: u32, id: i64) -> bool {
-        let slot = self.board.stream(at).ids.get(&id).copied();
+        let stream = self.board.stream_mut(at);
+        if stream.ended.remove(&id) {
+            return true;
+        }
+        let slot = stream.ids.get(&id).copied();
         slot.map(|slot| self.remove(slot)).is_some()
     }
 
@@ -306,8 +314,11 @@ impl Inner {
     /// The next delivery of a stream.
     pub(super) fn pop(&mut self, at: u32) -> Option<Delivery> {
         let queued = self.board.pop(at)?;
-        if let (Delivery::Compacted { .. }, Some((slot, _))) = (&queued.delivery, queued.of) {
+        if let (&Delivery::Compacted { watch_id, .. }, Some((slot, _))) =
+            (&queued.delivery, queued.of)
+        {
             self.remove(slot);
+            self.board.stream_mut(at).keep_ended(watch_id);
         }
         Some(queued.delivery)
     }
@@ -323,13 +334,25 @@ fn put_slot<T>(places: &mut Vec<Option<T>>, free: &mut Vec<u32>, value: T) -> u3
 }
 
 impl Stream {
+    fn has_id(&self, id: i64) -> bool {
+        self.ids.contains_key(&id) || self.ended.contains(&id)
+    }
+
+    /// Keeps the id of an ended watcher taken; of very many the lowest are forgotten.
+    fn keep_ended(&mut self, id: i64) {
+        self.ended.insert(id);
+        if self.ended.len() > limits::WATCH_ENDED_IDS_MAX {
+            self.ended.pop_first();
+        }
+    }
+
     /// The id for a new watcher; as in etcd 0 asks for any.
     fn claim_id(&mut self, asked: i64) -> Result<i64, CreateError> {
         if asked != 0 {
-            let is_taken = self.ids.contains_key(&asked);
+            let is_taken = self.has_id(asked);
             return if is_taken { Err(CreateError::DuplicateId) } else { Ok(asked) };
         }
-        while self.ids.contains_key(&self.next_id) {
+        while self.has_id(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
