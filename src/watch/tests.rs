@@ -188,6 +188,7 @@ fn compaction_ends_who_needs_what_is_gone() {
     let mut got = taken(&stream);
     got.sort();
     assert_eq!(got, [(lagging, -4, vec![]), (gone, -4, vec![]), (exact, 6, vec![4, 5, 6])]);
+    assert!(stream.cancel(gone), "as in etcd its id stays taken until it is canceled");
     assert!(!stream.cancel(gone), "nothing may be said of it any more");
     assert_eq!(member.feed.totals().watchers, 1);
 }
