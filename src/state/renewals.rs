@@ -259,7 +259,7 @@ mod tests {
     fn leases_read_back_after_every_entry_whatever_is_folded() {
         let seed = std::env::var("QUORATE_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        println!("QUORATE_SEED={seed}");
+        eprintln!("QUORATE_SEED={seed}");
         let mut random = fastrand::Rng::with_seed(seed);
         let backend = Arc::new(Memory::new());
         let (leases, bytes_max) = (1500, 20_000);
@@ -286,7 +286,7 @@ mod tests {
         assert!(folds > 10, "{folds} folds");
         let bytes_max = bytes_max.max(BYTES_MAX_PER_LEASE * 1500);
         assert!(keys_max <= 3 * bytes_max / RECORD_OVERHEAD_BYTES, "{keys_max} records");
-        println!("{folds} folds, {keys_max} records at most");
+        eprintln!("{folds} folds, {keys_max} records at most");
     }
 
     #[test]
