@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use futures_util::future;
+use futures_util::future::{self, FutureExt};
 use hyper::body::Incoming;
 use prost::Message;
 
@@ -135,10 +135,12 @@ impl KeepAliveStream {
                 () = &mut leader_lost => Next::LeaderLost,
             };
             match next {
-                Next::Request(Some(Ok(message))) => match self.take(message) {
-                    Ok(()) => {}
-                    Err(status) => break status,
-                },
+                Next::Request(Some(Ok(message))) => {
+                    match self.take_with_more(message, &mut requests) {
+                        Ok(has_more) => is_open = has_more,
+                        Err(status) => break status,
+                    }
+                }
                 Next::Request(Some(Err(status))) => break status,
                 Next::Request(None) => is_open = false,
                 Next::Renewed(Ok(ttl_seconds)) => {
@@ -154,14 +156,34 @@ impl KeepAliveStream {
         self.answers.end(status);
     }
 
-    fn take(&mut self, message: Bytes) -> Result<(), Status> {
-        self.api.metrics.received(message.len());
-        let LeaseKeepAliveRequest { id } = grpc::decode_in_stream(message)?;
+    /// Takes a request and those behind it that are there already; whether more may come.
+    fn take_with_more(&mut self, first: Bytes, requests: &mut Requests) -> Result<bool, Status> {
+        let mut ids = Vec::new();
+        let mut next = Some(Some(Ok(first)));
+        let ended = loop {
+            match next {
+                Some(Some(Ok(message))) => {
+                    self.api.metrics.received(message.len());
+                    match grpc::decode_in_stream(message) {
+                        Ok(LeaseKeepAliveRequest { id }) => ids.push(id),
+                        Err(status) => break Err(status),
+                    }
+                }
+                Some(Some(Err(status))) => break Err(status),
+                Some(None) => break Ok(false),
+                None => break Ok(true),
+            }
+            if self.owed.len() + ids.len() >= limits::LEASE_STREAM_PENDING_MAX {
+                break Ok(true);
+            }
+            next = requests.next().now_or_never();
+        };
         let member = &self.api.member;
         let header = member.header(member.state().revision());
-        let keep_alive = member.keep_alive(&self.api.shard, id);
-        self.owed.push_back(Owed { header, id, keep_alive });
-        Ok(())
+        let taken = member.keep_alive(&self.api.shard, &ids);
+        let owed = |(id, keep_alive)| Owed { header, id, keep_alive };
+        self.owed.extend(ids.into_iter().zip(taken).map(owed));
+        ended
     }
 
     /// Sends the answers that are there, up to the first that is not.

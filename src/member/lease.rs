@@ -38,9 +38,9 @@ impl Member {
         }
     }
 
-    /// Takes a keep-alive: the leader answers, wherever it came in.
-    pub fn keep_alive(&self, shard: &Shard, lease_id: i64) -> KeepAlive {
-        self.lessor.keep_alive(lease_id, Some(shard.id), self.node.clock_ms())
+    /// Takes keep-alives: the leader answers, wherever they came in.
+    pub fn keep_alive(&self, shard: &Shard, lease_ids: &[i64]) -> Vec<KeepAlive> {
+        self.lessor.keep_alive(lease_ids, Some(shard.id), self.node.clock_ms())
     }
 
     /// How long a lease still lives, as the leader knows it; none if there is no such lease.
@@ -115,9 +115,7 @@ impl Member {
         if !self.lessor.is_primary() {
             return None;
         }
-        let now_ms = self.node.clock_ms();
-        let taken = ids.into_iter().map(|id| self.lessor.keep_alive(id, None, now_ms));
-        let taken: Vec<KeepAlive> = taken.collect();
+        let taken = self.lessor.keep_alive(&ids, None, self.node.clock_ms());
         let answered = taken.into_iter().map(|keep_alive| async move {
             match keep_alive {
                 KeepAlive::Now(ttl_seconds) => Some(ttl_seconds),

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::State;
 use super::answer::LeaseTerm;
 use super::error::RequestError;
+use super::renewals::Renewals;
 use super::schema::{self, damaged};
 use super::snapshot::StoredPair;
 use super::write::Pending;
@@ -45,14 +46,25 @@ impl Lease {
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.keys.iter().map(|key| &**key)
     }
+
+    /// What it has now; `id` is its own.
+    pub(super) fn term(&self, id: i64) -> LeaseTerm {
+        LeaseTerm { id, ttl_seconds: self.ttl_seconds, expires_at_ms: self.expires_at_ms }
+    }
+
+    /// Lives for a whole TTL from `now_ms` on, or as long as it did.
+    pub(super) fn renew(&mut self, now_ms: u64) {
+        self.expires_at_ms = self.expires_at_ms.max(end_of(now_ms, self.ttl_seconds));
+    }
 }
 
 /// All leases.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    leases: BTreeMap<i64, Lease>,
+    pub(super) leases: BTreeMap<i64, Lease>,
     /// The lease of each attached key.
     attached: BTreeMap<Arc<[u8]>, i64>,
+    pub(super) renewals: Renewals,
 }
 
 impl Leases {
@@ -102,7 +114,11 @@ impl Leases {
             leases.leases.insert(id, Lease { ttl_seconds, expires_at_ms, keys: BTreeSet::new() });
             ControlFlow::Continue(())
         })?;
-        if torn { Err(damaged("a lease is malformed")) } else { Ok(leases) }
+        if torn {
+            return Err(damaged("a lease is malformed"));
+        }
+        leases.read_renewals(backend)?;
+        Ok(leases)
     }
 
     /// Takes note of a record, in revision order: the newest one of a key decides.
@@ -139,11 +155,7 @@ impl<B: Backend> State<B> {
 
     /// All leases in the order of their ids.
     pub fn leases(&self) -> impl Iterator<Item = LeaseTerm> {
-        self.leases.leases.iter().map(|(&id, lease)| LeaseTerm {
-            id,
-            ttl_seconds: lease.ttl_seconds,
-            expires_at_ms: lease.expires_at_ms,
-        })
+        self.leases.leases.iter().map(|(&id, lease)| lease.term(id))
     }
 
     pub(super) fn leases_mut(&mut self) -> &mut Leases {
@@ -182,18 +194,18 @@ impl<B: Backend> State<B> {
         let mut renewed = Vec::with_capacity(ids.len());
         for &id in ids {
             let Some(lease) = self.leases.leases.get_mut(&id) else { continue };
-            let ttl_seconds = lease.ttl_seconds;
-            lease.expires_at_ms = end_of(self.time_unix_ms, ttl_seconds);
-            let term = LeaseTerm { id, ttl_seconds, expires_at_ms: lease.expires_at_ms };
-            let (key, value) = stored(&term);
-            pending.facts.put(key, value);
-            renewed.push(term);
+            lease.renew(self.time_unix_ms);
+            renewed.push(lease.term(id));
         }
+        let index = self.applied.expect("an entry is being applied").index;
+        let leases = &mut self.leases;
+        leases.renewals.add(index, self.time_unix_ms, &renewed, pending);
+        leases.fold_renewals(renewed.len(), pending);
         renewed
     }
 }
 
 /// When a lease ends that lives for a whole TTL from `now_ms` on.
-fn end_of(now_ms: u64, ttl_seconds: i64) -> u64 {
+pub(super) fn end_of(now_ms: u64, ttl_seconds: i64) -> u64 {
     now_ms.saturating_add(ttl_seconds.unsigned_abs().saturating_mul(1000))
 }

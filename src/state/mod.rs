@@ -18,7 +18,7 @@
 //! - `mvcc`: the index of keys and the bytes of a change. `write`: the transaction that changes them.
 //! - `range`, `frames`: reading keys in bounded steps. `age`: who came first. `txn`: compares and branches.
 //! - `records`: how a change lies in the storage.
-//! - `lease`: who lives how long, and which keys go with it.
+//! - `lease`: who lives how long, and which keys go with it. `renewals`: how that is stored.
 //! - `compact`: dropping history. `pins`: who still reads it. `hash`: proof that members agree.
 //! - `snapshot`: the whole state as a stream of pairs. `history`: events of past revisions.
 
@@ -43,6 +43,7 @@ mod open;
 mod pins;
 pub mod range;
 mod records;
+mod renewals;
 pub mod revision;
 mod schema;
 pub mod snapshot;

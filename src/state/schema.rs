@@ -8,6 +8,7 @@
 //! mmember/ <id: 8 bytes BE>               →  encoded quorate.command.PublishMember
 //! mmembership                             →  raft's membership, opaque to the state
 //! mposition                               →  index, term, leader, clock, revision (u64 BE each)
+//! mrenew/ <index: 8 BE> <n: 4 BE>         →  clock, ids of leases renewed (8 BE each), see `renewals`
 //! ```
 //! Records are in revision order, so history is a scan. Everything that one log entry changes is
 //! committed in one batch together with `mposition`.
@@ -30,6 +31,9 @@ const LEASE_PREFIX: &[u8] = b"mlease/";
 const LEASE_END: &[u8] = b"mlease0";
 const MEMBER_PREFIX: &[u8] = b"mmember/";
 const MEMBER_END: &[u8] = b"mmember0";
+
+const RENEWALS_PREFIX: &[u8] = b"mrenew/";
+const RENEWALS_END: &[u8] = b"mrenew0";
 
 /// The first byte of every record's key.
 pub(super) const RECORD_PREFIX: u8 = b'r';
@@ -99,6 +103,38 @@ pub(super) fn decode_lease(bytes: &[u8]) -> Option<(i64, u64)> {
     Some((ttl_seconds.cast_signed(), expires_at_ms))
 }
 
+/// The storage key of the record number `number` of what the log entry at `index` renewed.
+pub(super) fn renewals_key(index: u64, number: u32) -> Bytes {
+    Bytes::from([RENEWALS_PREFIX, &index.to_be_bytes(), &number.to_be_bytes()].concat())
+}
+
+/// The log index that a storage key of [`renewals_key`] names.
+pub(super) fn renewals_index(key: &[u8]) -> Option<u64> {
+    let (index, number) = key.strip_prefix(RENEWALS_PREFIX)?.split_first_chunk::<8>()?;
+    (number.len() == 4).then(|| u64::from_be_bytes(*index))
+}
+
+/// All storage keys that [`renewals_key`] can give.
+pub(super) const fn renewals_keys() -> (&'static [u8], &'static [u8]) {
+    (RENEWALS_PREFIX, RENEWALS_END)
+}
+
+/// The value of a record of renewals.
+pub(super) fn encode_renewals(time_unix_ms: u64, ids: impl ExactSizeIterator<Item = i64>) -> Bytes {
+    let mut value = Vec::with_capacity(8 + 8 * ids.len());
+    value.extend_from_slice(&time_unix_ms.to_be_bytes());
+    ids.for_each(|id| value.extend_from_slice(&id.to_be_bytes()));
+    Bytes::from(value)
+}
+
+/// The inverse of [`encode_renewals`].
+pub(super) fn decode_renewals(bytes: &[u8]) -> Option<(u64, impl Iterator<Item = i64>)> {
+    let (time_unix_ms, ids) = bytes.split_first_chunk::<8>()?;
+    let (ids, rest) = ids.as_chunks::<8>();
+    let ids = ids.iter().map(|id| i64::from_be_bytes(*id));
+    rest.is_empty().then(|| (u64::from_be_bytes(*time_unix_ms), ids))
+}
+
 /// How far the log is applied, what the clock said, and the revision that came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Progress {
@@ -128,6 +164,7 @@ pub(super) fn is_known(key: &[u8]) -> bool {
     records::is_known(key)
         || [FORMAT, POSITION, MEMBERSHIP, COMPACT].contains(&key)
         || lease_id(key).is_some()
+        || renewals_index(key).is_some()
         || key.strip_prefix(MEMBER_PREFIX).is_some_and(|id| id.len() == 8)
 }
 
@@ -178,6 +215,12 @@ mod tests {
         assert_eq!(decode_lease(&encode_lease(7, u64::MAX)), Some((7, u64::MAX)));
         assert_eq!([-1, 7].map(|id| lease_id(&lease_key(id))), [Some(-1), Some(7)]);
         assert!(is_known(&lease_key(3)) && !is_known(b"mlease/short"));
+        assert!(is_known(&renewals_key(3, 1)) && !is_known(b"mrenew/12345678"));
+        assert_eq!(renewals_index(&renewals_key(u64::MAX, 1)), Some(u64::MAX));
+        let renewals = encode_renewals(9, [-1, 7].into_iter());
+        let (time_unix_ms, ids) = decode_renewals(&renewals).unwrap();
+        assert_eq!((time_unix_ms, ids.collect()), (9, vec![-1, 7]));
+        assert!(decode_renewals(&renewals[1..]).is_none());
         assert_eq!(decode_compact(&encode_compact(-1, 5)).unwrap(), (-1, 5));
     }
 }

@@ -19,7 +19,6 @@
 //! **Invariants:** only the leader of a term that has applied an entry of that term ends leases;
 //! its proposals are never forwarded. Renewals and ends pass the queue of the writes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -102,6 +101,33 @@ struct Waiting {
     sender: oneshot::Sender<Renewal>,
 }
 
+impl Inner {
+    /// The answer to a keep-alive that nothing has to be written for.
+    fn answer_now(&mut self, id: i64, shard: Option<usize>, now_ms: u64) -> Option<i64> {
+        match self.table.as_mut()?.keep_alive(id, now_ms) {
+            KeepAliveNeeds::Nothing(ttl_seconds) => Some(ttl_seconds),
+            KeepAliveNeeds::End if shard.is_none() => Some(ASK_AGAIN),
+            KeepAliveNeeds::End | KeepAliveNeeds::Renewal => None,
+        }
+    }
+
+    fn wait(
+        &mut self,
+        id: i64,
+        deadline: Instant,
+        shard: Option<usize>,
+    ) -> oneshot::Receiver<Renewal> {
+        let (sender, receiver) = oneshot::channel();
+        if self.waiting.len() < limits::LEASE_RENEWALS_WAITING_MAX {
+            self.waiting.push(Waiting { id, deadline, shard, sender });
+        } else {
+            // The receiver is in our hands.
+            sender.send(Err(Error::TooManyRequests)).ok();
+        }
+        receiver
+    }
+}
+
 impl Lessor {
     pub(crate) fn new(
         member_id: u64,
@@ -130,29 +156,30 @@ impl Lessor {
         &self.counts
     }
 
-    /// Takes a keep-alive of a client of serving thread `shard`, or of a peer; `now_ms` is the
+    /// Takes keep-alives of a client of serving thread `shard`, or of a peer; `now_ms` is the
     /// cluster's clock.
-    pub(crate) fn keep_alive(&self, id: i64, shard: Option<usize>, now_ms: u64) -> KeepAlive {
-        let mut inner = self.inner.lock();
-        let needs = inner.table.as_mut().map(|table| table.keep_alive(id, now_ms));
-        match needs {
-            Some(KeepAliveNeeds::Nothing(ttl_seconds)) => {
-                self.counts.renewed.fetch_add(1, Ordering::Relaxed);
-                return KeepAlive::Now(ttl_seconds);
-            }
-            Some(KeepAliveNeeds::End) if shard.is_none() => return KeepAlive::Now(ASK_AGAIN),
-            Some(KeepAliveNeeds::End | KeepAliveNeeds::Renewal) | None => {}
-        }
-        let (sender, receiver) = oneshot::channel();
-        if inner.waiting.len() >= limits::LEASE_RENEWALS_WAITING_MAX {
-            // The receiver is in our hands.
-            sender.send(Err(Error::TooManyRequests)).ok();
-            return KeepAlive::Later(receiver);
-        }
+    pub(crate) fn keep_alive(
+        &self,
+        ids: &[i64],
+        shard: Option<usize>,
+        now_ms: u64,
+    ) -> Vec<KeepAlive> {
         let deadline = clock::now() + self.request_timeout;
-        inner.waiting.push(Waiting { id, deadline, shard, sender });
-        self.renewals.notify_one();
-        KeepAlive::Later(receiver)
+        let mut inner = self.inner.lock();
+        let waited = inner.waiting.len();
+        let taken = ids.iter().map(|&id| match inner.answer_now(id, shard, now_ms) {
+            Some(ttl_seconds) => KeepAlive::Now(ttl_seconds),
+            None => KeepAlive::Later(inner.wait(id, deadline, shard)),
+        });
+        let taken: Vec<KeepAlive> = taken.collect();
+        let has_more = inner.waiting.len() > waited;
+        drop(inner);
+        if has_more {
+            self.renewals.notify_one();
+        }
+        let answered = taken.iter().filter(|one| matches!(one, KeepAlive::Now(1..))).count();
+        self.counts.renewed.fetch_add(answered as u64, Ordering::Relaxed);
+        taken
     }
 
     /// How long a lease that the state has still lives, in milliseconds; none if this is no leader.
@@ -308,7 +335,9 @@ impl Lessor {
     }
 
     /// Renews the leases of a batch, here or at the leader; none if that failed.
-    async fn renew_batch(&self, node: &Node, batch: &[Waiting]) -> Option<HashMap<i64, i64>> {
+    ///
+    /// The TTLs come in the order of the ids; leases that are gone have none.
+    async fn renew_batch(&self, node: &Node, batch: &[Waiting]) -> Option<Vec<(i64, i64)>> {
         let mut ids: Vec<i64> = batch.iter().map(|one| one.id).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -342,12 +371,15 @@ impl Lessor {
     }
 
     /// Answers a batch; without an outcome, and where the leader asks for it, it waits again.
-    fn answer(&self, batch: Vec<Waiting>, renewed: Option<HashMap<i64, i64>>) {
+    fn answer(&self, batch: Vec<Waiting>, renewed: Option<Vec<(i64, i64)>>) {
         let mut answers = Answers::new(self.shards.len());
         let mut again = Vec::new();
+        let ttl_of = |renewed: &[(i64, i64)], id| {
+            renewed.binary_search_by_key(&id, |&(id, _)| id).map_or(0, |at| renewed[at].1)
+        };
         for one in batch {
             match &renewed {
-                Some(renewed) => match renewed.get(&one.id).copied().unwrap_or(0) {
+                Some(renewed) => match ttl_of(renewed, one.id) {
                     ASK_AGAIN => again.push(one),
                     ttl_seconds => answers.add(one, Ok(ttl_seconds)),
                 },
