@@ -116,7 +116,8 @@ impl Inner {
         let mut from = i64::MAX;
         for &slot in &board.unsynced {
             let watcher = board.watcher(slot);
-            if watcher.next >= first && !watcher.needs_storage && board.has_room(slot) {
+            let is_here = watcher.next >= first && !watcher.needs_storage;
+            if is_here && board.has_room(slot) && board.is_abreast(slot) {
                 from = from.min(watcher.next);
                 slots.push(slot);
                 if slots.len() == limits::WATCH_CHUNK_WATCHERS_MAX {
@@ -144,7 +145,8 @@ impl Inner {
         let board = &self.board;
         let needs = |slot: &&u32| {
             let watcher = board.watcher(**slot);
-            (watcher.next < first || watcher.needs_storage) && board.has_room(**slot)
+            let is_gone = watcher.next < first || watcher.needs_storage;
+            is_gone && board.has_room(**slot) && board.is_abreast(**slot)
         };
         let slots = || board.unsynced.iter().filter(needs);
         let nexts = slots().map(|slot| board.watcher(*slot).next);

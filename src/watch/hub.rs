@@ -49,6 +49,8 @@ pub(super) struct Board {
     pub(super) unsynced: BTreeSet<u32>,
     /// Events below this revision have been offered to the synced watchers.
     pub(super) next: i64,
+    /// The highest [`Watcher::level`] that `next` has not reached; 0 if it has reached all.
+    awaited: i64,
     /// Streams that wait for their progress to be told.
     pub(super) progress: Vec<u32>,
     last_generation: u64,
@@ -71,6 +73,9 @@ pub(super) struct Watcher {
     pub(super) start: i64,
     /// It has been offered everything below. While it is synced, also what the hub has offered.
     pub(super) next: i64,
+    /// Behind the last revision when it was created. It catches up once the hub has heard of all of
+    /// them, so that its past comes in one piece, as from etcd.
+    level: i64,
     pub(super) is_synced: bool,
     /// It has an end in its queue, and gets nothing any more.
     pub(super) has_ended: bool,
@@ -147,6 +152,7 @@ impl Hub {
             free_streams: Vec::new(),
             unsynced: BTreeSet::new(),
             next: 0,
+            awaited: 0,
             progress: Vec::new(),
             last_generation: 0,
             counters: feed.counters(number),
@@ -204,7 +210,7 @@ impl Inner {
             }
             at += count;
         }
-        board.next = last + 1;
+        board.moved_on(last + 1);
         board.settle_progress();
     }
 
@@ -265,6 +271,7 @@ impl Inner {
             prev_after: if request.options.prev_kv { now.compact } else { i64::MAX },
             start,
             next,
+            level: now.current + 1,
             is_synced: true,
             has_ended: false,
             needs_storage: false,
@@ -280,8 +287,11 @@ impl Inner {
         board.stream_mut(at).ids.insert(id, slot);
         if next < now.compact {
             board.end_compacted(slot, now.compact);
-        } else if next < board.next {
+        } else if next < board.next.max(now.current + 1) {
             board.fall_behind(slot, next);
+            if board.next <= now.current {
+                board.awaited = board.awaited.max(now.current + 1);
+            }
         }
         Ok(Created { id, revision: now.current })
     }
@@ -361,6 +371,20 @@ impl Stream {
 }
 
 impl Board {
+    /// Everything below `next` has been offered.
+    fn moved_on(&mut self, next: i64) {
+        self.next = next;
+        if self.awaited > 0 && self.next >= self.awaited {
+            self.awaited = 0;
+            self.has_work = true;
+        }
+    }
+
+    /// Whether the hub has heard of all that was there when the watcher was created.
+    pub(super) fn is_abreast(&self, slot: u32) -> bool {
+        self.next >= self.watcher(slot).level
+    }
+
     fn is_idle(&self) -> bool {
         self.watchers.len() == self.free_watchers.len()
     }
@@ -478,7 +502,7 @@ impl Board {
             return;
         }
         let (before, slots) = (self.next, 0..self.watchers.len() as u32);
-        self.next = next;
+        self.moved_on(next);
         for slot in slots {
             let Some(watcher) = &self.watchers[slot as usize] else { continue };
             let own = watcher.next.max(before);
