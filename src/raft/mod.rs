@@ -33,6 +33,7 @@ pub mod peers;
 mod ring;
 mod service;
 mod shared;
+mod slow_disk;
 mod snapshot;
 mod state_machine;
 pub mod types;

@@ -138,6 +138,7 @@ impl Node {
         });
         tasks::spawn("raft-status", Arc::clone(&node).follow_status());
         tasks::spawn("leader-contact", Arc::clone(&node).follow_contact());
+        tasks::spawn("disk-watch", Arc::clone(&node).watch_disk());
         tasks::spawn("checkpoints", Arc::clone(&node).checkpoint_and_purge());
         Ok(node)
     }
@@ -180,6 +181,11 @@ impl Node {
     /// This member's id.
     pub(super) fn member_id(&self) -> u64 {
         self.options.member_id
+    }
+
+    /// How long followers wait for a leader, at least.
+    pub(super) fn election_timeout(&self) -> Duration {
+        self.options.election_timeout
     }
 
     /// How read rounds ask other voters.
@@ -396,7 +402,7 @@ impl Node {
     }
 
     /// The voter whose log is longest.
-    fn best_successor(&self) -> Option<u64> {
+    pub(super) fn best_successor(&self) -> Option<u64> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
