@@ -76,15 +76,17 @@ impl Client {
         let mut is_open = true;
         loop {
             tokio::select! {
-                room = self.answers.room() => if room.is_err() { return canceled() },
+                biased;
                 () = &mut leader_lost => return Error::NoLeader.into(),
+                room = self.answers.room() => if room.is_err() { return canceled() },
             }
             if self.send_waiting() {
                 continue;
             }
-            // Nothing is lost in a branch that is dropped: all of them can be asked again.
+            // Nothing is lost in a branch that is dropped: all of them can be asked again. Requests do
+            // not hold up deliveries, of which all that wait are sent before the next one is taken.
             tokio::select! {
-                delivery = self.stream.next() => self.send(delivery),
+                biased;
                 request = requests.next(), if is_open => match request {
                     Some(Ok(message)) => {
                         if let Err(status) = self.take(message) {
@@ -95,6 +97,7 @@ impl Client {
                     Some(Err(status)) => return status,
                     None => is_open = false,
                 },
+                delivery = self.stream.next() => self.send(delivery),
                 _ = ticks.tick() => self.stream.tick(),
                 () = self.answers.gone() => return canceled(),
                 () = &mut leader_lost => return Error::NoLeader.into(),

@@ -245,6 +245,7 @@ impl NetSnapshot<TypeConfig> for PeerLink {
         let (frames, transfer) = send_snapshot(vote, snapshot)?;
         let call = self.peers.request(self.target, frames);
         tokio::select! {
+            biased;
             // Dropping the call closes the stream; the receiver discards what it staged.
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = client.install_snapshot(call) => match answer {
