@@ -104,7 +104,7 @@ impl Server {
         let node_parts = NodeParts {
             log: parts.log,
             state: parts.state,
-            data_dir: parts.data_dir,
+            home: parts.home,
             peers,
             observer: seed.observer(),
             sole_voter: parts.sole_voter,
@@ -261,7 +261,6 @@ fn node_options(config: &Config, identity: Identity) -> NodeOptions {
         election_timeout: config.election_timeout,
         catchup_entries: config.snapshot_catchup_entries,
         snapshot_count: config.snapshot_count,
-        storage_cache_bytes: limits::STORAGE_CACHE_BYTES,
         state_options: open::state_options(config),
     }
 }
