@@ -26,6 +26,7 @@ pub mod codec;
 mod confirm;
 mod contact;
 mod home;
+mod line;
 mod log_hold;
 pub mod log_store;
 mod network;
@@ -42,6 +43,7 @@ mod wire;
 
 pub use cluster_clock::ClusterClock;
 pub use home::{SledHome, Stage, StateHome};
+pub use line::{Connector, Line, LineError, Tcp, Transport};
 pub use node::{Leadership, Node, NodeOptions, NodeParts, StartError};
 pub use service::{Forwarded, PeerService};
 pub use shared::{Shared, SoleVoter};

@@ -23,7 +23,7 @@ use crate::member::{Member, MemberOptions, Seed, ShardSeat};
 use crate::metrics::Metrics;
 use crate::raft::peers::Peers;
 use crate::raft::types::MemberNode;
-use crate::raft::{Node, NodeOptions, NodeParts, PeerService};
+use crate::raft::{Node, NodeOptions, NodeParts, PeerService, Tcp};
 use crate::{limits, tasks};
 
 mod connection;
@@ -99,7 +99,7 @@ impl Server {
         });
         let revision = parts.state.revision();
         let seed = Seed::new(member_options(&config, identity), shards, revision, on_fatal);
-        let peers = Peers::new(identity.cluster_id.0, identity.member_id.0);
+        let peers = Peers::new(identity.cluster_id.0, identity.member_id.0, Arc::new(Tcp));
         let metrics = Arc::clone(&parts.metrics);
         let node_parts = NodeParts {
             log: parts.log,
