@@ -7,9 +7,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 
-use super::grpc::{AnswerQueue, Answers, Call, Requests};
+use super::grpc::{AnswerQueue, Answers, Call, RequestBody, Requests};
 use super::status::{Code, Status};
 use super::{Api, encode, grpc};
 use crate::clock;
@@ -29,7 +28,11 @@ const PATH: &str = "/etcdserverpb.Watch/Watch";
 
 impl Api {
     /// Opens a watch stream.
-    pub(super) fn watch(&self, call: &Call, body: Incoming) -> Result<AnswerQueue, Status> {
+    pub(super) fn watch<B: RequestBody>(
+        &self,
+        call: &Call,
+        body: B,
+    ) -> Result<AnswerQueue, Status> {
         let (requests, answers, queue) = self.open(call, PATH, body)?;
         let stream = self.member.watch(&self.shard);
         let header = Header { revision: -1, bytes: Vec::new() };
@@ -56,13 +59,17 @@ struct Header {
 }
 
 impl Client {
-    async fn run(mut self, requests: Requests, needs_leader: bool) {
+    async fn run<B: RequestBody>(mut self, requests: Requests<B>, needs_leader: bool) {
         let status = self.serve(requests, needs_leader).await;
         self.answers.end(status);
     }
 
     /// Serves the client until it is gone or has to go; tells what its stream ends with.
-    async fn serve(&mut self, mut requests: Requests, needs_leader: bool) -> Status {
+    async fn serve<B: RequestBody>(
+        &mut self,
+        mut requests: Requests<B>,
+        needs_leader: bool,
+    ) -> Status {
         let member = self.api.member.clone();
         let mut leader_lost = pin!(async {
             if needs_leader {
