@@ -140,7 +140,8 @@ struct EffectiveMembership {
 }
 
 impl SoleVoter {
-    pub(crate) fn new(member_id: u64) -> Self {
+    /// Of `member_id`; nothing is known yet.
+    pub fn new(member_id: u64) -> Self {
         SoleVoter {
             member_id,
             boot_term: AtomicU64::new(0),

@@ -27,6 +27,8 @@ thread_local! {
 
 /// What a scope sees of the world, and how the world hears of its end.
 pub trait Surroundings: Send + Sync + 'static {
+    /// What the scope is called in logs.
+    fn name(&self) -> &str;
     /// Its wall clock, in milliseconds since the Unix epoch.
     fn unix_ms(&self) -> u64;
     /// How long the next piece of blocking work takes.
@@ -60,6 +62,11 @@ impl Scope {
     /// A scope without tasks.
     pub fn new(surroundings: Arc<dyn Surroundings>) -> Scope {
         Scope { inner: Arc::new(Inner { surroundings, tasks: Mutex::default() }) }
+    }
+
+    /// What it is called in logs.
+    pub fn name(&self) -> &str {
+        self.inner.surroundings.name()
     }
 
     /// The scope of the task that runs.
@@ -211,6 +218,10 @@ mod tests {
     struct World(Mutex<Vec<String>>);
 
     impl Surroundings for World {
+        fn name(&self) -> &str {
+            "a"
+        }
+
         fn unix_ms(&self) -> u64 {
             7
         }
