@@ -78,7 +78,7 @@ pub struct Seed {
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
-    compactor_woken: std::sync::mpsc::Receiver<()>,
+    compactor_woken: mpsc::UnboundedReceiver<()>,
     feed: Arc<Feed>,
     shards: Vec<Arc<Shard>>,
     deliveries: Vec<mpsc::UnboundedReceiver<Delivery>>,
