@@ -13,6 +13,7 @@ mod ctl;
 mod lease;
 mod lock;
 mod model;
+mod power_loss;
 mod scripts;
 mod snapshot;
 mod watch;
