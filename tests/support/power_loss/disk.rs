@@ -86,6 +86,7 @@ pub(crate) type Image = BTreeMap<PathBuf, Option<Vec<u8>>>;
 /// See the head of this file.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
+    root: PathBuf,
     files: Vec<File>,
     inodes: HashMap<u64, FileId>,
     /// The names as the program sees them.
@@ -107,6 +108,7 @@ impl Disk {
     /// A disk on which everything below `root` is durable.
     pub(crate) fn of(root: &Path) -> Disk {
         let mut disk = Disk {
+            root: root.to_owned(),
             files: Vec::new(),
             inodes: HashMap::new(),
             seen: Names::new(),
@@ -243,7 +245,7 @@ impl Disk {
         for (path, node) in &names {
             // What lies in a directory that was lost is lost; parents come before their children.
             let parent = path.parent().expect("below the root");
-            let is_there = !self.is_known(parent) || image.get(parent).is_some_and(Option::is_none);
+            let is_there = parent == self.root || image.get(parent).is_some_and(Option::is_none);
             if is_there {
                 let content = match node {
                     Node::Dir => None,
@@ -253,10 +255,6 @@ impl Disk {
             }
         }
         image
-    }
-
-    fn is_known(&self, dir: &Path) -> bool {
-        self.durable.contains_key(dir) || self.seen.contains_key(dir)
     }
 
     /// Panics unless the files below `root` are what this disk says, as the layer would have missed

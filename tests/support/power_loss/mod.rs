@@ -36,8 +36,9 @@ pub(crate) struct PowerLine {
     journal: PathBuf,
     sync_us: u32,
     disk: Disk,
-    /// What was there when the program was started last, to be looked at after a failure.
-    started_on: Image,
+    /// What was there when the program was started last, and before that, to be looked at after a
+    /// failure.
+    started_on: [Image; 2],
     /// Part of the names of files whose syncs the disk ignores.
     lie: Option<&'static str>,
 }
@@ -47,7 +48,7 @@ impl PowerLine {
     /// the file `journal` outside of it, and each sync takes up to `sync_us` microseconds.
     pub(crate) fn new(root: &Path, journal: &Path, sync_us: u32) -> PowerLine {
         let root = root.canonicalize().expect("the root exists");
-        let (disk, started_on) = (Disk::of(&root), read_image(&root));
+        let (disk, started_on) = (Disk::of(&root), [read_image(&root), Image::new()]);
         PowerLine { root, journal: journal.to_owned(), sync_us, disk, started_on, lie: None }
     }
 
@@ -90,10 +91,12 @@ impl PowerLine {
     /// started again.
     pub(crate) fn put(&mut self, image: Image) {
         write_image(&self.root, &image);
-        self.started_on = image;
+        self.started_on.swap(0, 1);
+        self.started_on[0] = image;
         self.disk = Disk::of(&self.root);
         if self.journal.exists() {
-            fs::remove_file(&self.journal).expect("remove the journal");
+            let before = self.journal.with_extension("journal-before");
+            fs::rename(&self.journal, before).expect("put the journal away");
         }
     }
 
@@ -109,11 +112,12 @@ impl Drop for PowerLine {
     /// After a failure keeps what the program was started on last.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let kept = self.journal.with_extension("started-on");
-            eprintln!("started last on what is now in {}", kept.display());
-            let moved = |path: &Path| kept.join(path.strip_prefix(&self.root).expect("below it"));
-            let image = self.started_on.iter().map(|(path, node)| (moved(path), node.clone()));
-            write_image(&kept, &image.collect());
+            for (image, name) in self.started_on.iter().zip(["started-on", "started-on-before"]) {
+                let kept = self.journal.with_extension(name);
+                let moved = |path: &Path| kept.join(path.strip_prefix(&self.root).unwrap());
+                let image = image.iter().map(|(path, node)| (moved(path), node.clone()));
+                write_image(&kept, &image.collect());
+            }
         }
     }
 }
