@@ -496,6 +496,10 @@ impl Node {
             let entries = self.options.catchup_entries;
             let purgeable =
                 self.shared.log.purge_index_keeping(entries, limits::LOG_RETAINED_BYTES_MAX / 2);
+            // Not what openraft takes for a snapshot: at start it asks for the current one, which may
+            // be ahead of the disk, and the one that was triggered just now is not there yet.
+            let durable = self.shared.checkpointed_index();
+            let purgeable = purgeable.map(|upto| upto.min(durable)).filter(|upto| *upto > 0);
             if let Some(upto) = purgeable
                 && self.raft.trigger().purge_log(upto).await.is_err()
             {

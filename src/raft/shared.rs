@@ -37,6 +37,8 @@ pub struct Shared {
     /// Keeps the log for the receivers of snapshots.
     pub(crate) log_hold: Arc<LogHold>,
     applied: watch::Sender<u64>,
+    /// Index up to which the state is durable for certain: the log may be dropped up to it.
+    checkpointed: AtomicU64,
     sole_voter: Arc<SoleVoter>,
 }
 
@@ -68,6 +70,8 @@ impl Shared {
             drained,
             log_hold: Arc::default(),
             applied: watch::Sender::new(index),
+            // What the storage opens with is durable.
+            checkpointed: AtomicU64::new(index),
             sole_voter: parts.sole_voter,
         });
         shared.watch_backlog();
@@ -96,6 +100,16 @@ impl Shared {
     pub(crate) fn advanced(&self, at: Position) {
         self.sole_voter.applied(at);
         self.applied.send_replace(at.index);
+    }
+
+    /// Takes note that the state up to entry `index` is durable.
+    pub(crate) fn checkpointed(&self, index: u64) {
+        self.checkpointed.fetch_max(index, Ordering::AcqRel);
+    }
+
+    /// The index up to which the state is durable, as far as is known.
+    pub(crate) fn checkpointed_index(&self) -> u64 {
+        self.checkpointed.load(Ordering::Acquire)
     }
 
     /// True while the disk has no room for more log.

@@ -60,6 +60,7 @@ pub(crate) async fn checkpoint(shared: &Arc<Shared>) -> Result<Snapshot, io::Err
     };
     let done = tasks::blocking(move || backend.checkpoint()).await;
     done.map_err(io::Error::other)?.map_err(state_machine::storage_failed)?;
+    shared.checkpointed(meta.last_log_id.as_ref().map_or(0, |log_id| log_id.index()));
     Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint })
 }
 
@@ -115,6 +116,7 @@ pub(crate) async fn install(
     let (at, revision) = flipped.await.map_err(io::Error::other)??;
     shared.watch_backlog();
     if let Some(at) = at {
+        shared.checkpointed(at.index);
         shared.advanced(at);
     }
     shared.observer.installed(revision);

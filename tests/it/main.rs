@@ -14,6 +14,7 @@ mod etcd_bugs;
 mod lease;
 mod lock;
 mod model;
+mod power_loss;
 mod scripts;
 mod sim;
 mod snapshot;

@@ -65,17 +65,21 @@ pub(crate) struct Load {
     seed: u64,
     stopped: Cell<bool>,
     ledger: RefCell<Ledger>,
+    /// The next key of each putter.
+    next: RefCell<Vec<u64>>,
 }
 
 impl Load {
     /// A load of `clients` on the members at `endpoints`; [`Load::run`] runs it.
     pub(crate) fn new(endpoints: Vec<String>, clients: Clients, seed: u64) -> Load {
         let (stopped, ledger) = (Cell::new(false), RefCell::default());
-        Load { endpoints, clients, seed, stopped, ledger }
+        let next = RefCell::new(vec![0; clients.putters]);
+        Load { endpoints, clients, seed, stopped, ledger, next }
     }
 
-    /// Writes until [`Load::stop`].
+    /// Writes until [`Load::stop`]; may be called again after that, and goes on.
     pub(crate) async fn run(&self) {
+        self.stopped.set(false);
         let putters = join_all((0..self.clients.putters).map(|client| self.put_keys(client)));
         let counters = join_all((0..self.clients.counters).map(|client| self.count(client)));
         futures_util::future::join(putters, counters).await;
@@ -120,10 +124,9 @@ impl Load {
     async fn put_keys(&self, client: usize) {
         let mut rng = fastrand::Rng::with_seed(self.seed ^ client as u64);
         let (mut members, mut at) = (self.connect(), client);
-        for number in 0_u64.. {
-            if self.stopped.get() {
-                return;
-            }
+        while !self.stopped.get() {
+            let number = self.next.borrow()[client];
+            self.next.borrow_mut()[client] += 1;
             let key = format!("load/put/{client:02}/{number:08}");
             let value = vec![b'v'; rng.usize(8..600)];
             let count = members.len();

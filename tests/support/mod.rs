@@ -8,6 +8,7 @@ pub(crate) mod conformance;
 pub(crate) mod history;
 pub(crate) mod load;
 pub(crate) mod memory;
+pub(crate) mod power_loss;
 pub(crate) mod script;
 pub(crate) mod server;
 pub(crate) mod watch;

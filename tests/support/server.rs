@@ -83,6 +83,8 @@ pub(crate) struct Launch {
     pub(crate) data_dir: PathBuf,
     /// More flags.
     pub(crate) extra: Vec<String>,
+    /// More variables.
+    pub(crate) environment: Vec<(OsString, OsString)>,
 }
 
 impl Launch {
@@ -95,6 +97,7 @@ impl Launch {
             place,
             data_dir: data_dir.to_owned(),
             extra: extra.iter().map(|&flag| flag.to_owned()).collect(),
+            environment: Vec::new(),
         }
     }
 
@@ -126,6 +129,7 @@ impl Launch {
                 command.env_remove(name);
             }
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let program = self.program.display();
         command.spawn().unwrap_or_else(|error| panic!("cannot start {program}: {error}"))
     }
@@ -160,6 +164,7 @@ impl Server {
             all: all.to_vec(),
             data_dir: scratch.path().join("data"),
             extra: extra.iter().map(|&flag| flag.to_owned()).collect(),
+            environment: Vec::new(),
         });
         server._scratch = Some(scratch);
         server
