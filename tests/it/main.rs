@@ -10,6 +10,7 @@ mod bench;
 mod conformance;
 mod crash;
 mod ctl;
+mod fuzz;
 mod lease;
 mod lock;
 mod model;
