@@ -4,7 +4,7 @@
 //! how to try an input again. Decoders that are private to a module are fuzzed beside it:
 //! `cargo test fuzz` runs them all.
 
-// mod client;
+mod client;
 // mod config;
 // mod files;
 // mod log;
