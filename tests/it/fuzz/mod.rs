@@ -5,8 +5,8 @@
 //! `cargo test fuzz` runs them all.
 
 mod client;
-// mod config;
+mod config;
 // mod files;
-// mod log;
+mod log;
 // mod peer;
 mod state;
