@@ -8,5 +8,5 @@ mod client;
 mod config;
 // mod files;
 mod log;
-// mod peer;
+mod peer;
 mod state;
