@@ -17,6 +17,10 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Default of `--max-txn-ops`: a Txn with more compares or operations is refused.
 pub const TXN_OPS_MAX_DEFAULT: usize = 128;
 
+/// Txns inside each other; deeper ones are refused by the door. Whoever reads messages stops at 100
+/// levels: a Txn takes two, and in an entry that a member forwards six more lie around its request.
+pub const TXN_DEPTH_MAX: usize = 40;
+
 /// Longest TTL of a lease in seconds; a longer one is refused (as in etcd).
 pub const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
 

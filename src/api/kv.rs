@@ -14,7 +14,7 @@ use crate::pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
 };
 use crate::pb::quorate::command::command::Body as Command;
-use crate::state::{RangeAnswer, RangePlan, TxnAnswer, check, txn};
+use crate::state::{RangeAnswer, RangePlan, RequestError, TxnAnswer, check, txn};
 use crate::storage::StorageError;
 use crate::tasks;
 
@@ -45,6 +45,9 @@ impl Api {
     /// A Txn goes through the log, unless it only reads.
     pub(super) async fn txn(&self, message: Bytes) -> Result<Bytes, Status> {
         let request: TxnRequest = grpc::decode(message)?;
+        if check::txn_depth(&request) > limits::TXN_DEPTH_MAX {
+            return Err(RequestError::TooManyOps.into());
+        }
         check::txn(&request, self.member.options().txn_ops_max)?;
         if !txn::is_read_only(&request) {
             return self.write(Command::Txn(request)).await;

@@ -29,6 +29,9 @@ pub enum CodecError {
     /// A field without which the message has no meaning is absent.
     #[error("{0} is missing")]
     Absent(&'static str),
+    /// Well formed, but no member that works sends it; openraft would panic at some of it.
+    #[error("no member sends this: {0}")]
+    Unsound(&'static str),
     /// A voter without an address, or no voter at all.
     #[error("membership is invalid: {0}")]
     Membership(String),

@@ -47,8 +47,9 @@ impl PeerService {
         PeerService { node, forwarded }
     }
 
-    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.node.peers().check(request.metadata()).map(|_from| ())
+    /// The member that calls, if it is one of ours.
+    fn check<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        self.node.peers().check(request.metadata())
     }
 }
 
@@ -60,13 +61,14 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        self.check(&request)?;
+        let sender = self.check(&request)?;
         // A broken stream ends the session; the leader opens another.
         let from = (request.into_inner(), Arc::clone(&self.node));
-        let requests = stream::unfold(from, |(mut messages, node)| async move {
+        let requests = stream::unfold(from, move |(mut messages, node)| async move {
             let message = messages.message().await.ok()??;
+            let request = wire::append_request_from_pb(message, sender).ok()?;
             node.contact().heard();
-            Some((wire::append_request_from_pb(message).ok()?, (messages, node)))
+            Some((request, (messages, node)))
         });
         let answers = self.node.raft().stream_append(requests);
         let responses = answers.map(|answer| match answer {
@@ -77,8 +79,8 @@ impl Peer for PeerService {
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
-        self.check(&request)?;
-        let asked = wire::vote_request_from_pb(request.into_inner()).map_err(malformed)?;
+        let from = self.check(&request)?;
+        let asked = wire::vote_request_from_pb(request.into_inner(), from).map_err(malformed)?;
         let answer = self.node.raft().vote(asked).await.map_err(unavailable)?;
         Ok(Response::new(wire::vote_response_to_pb(&answer)))
     }
@@ -87,8 +89,8 @@ impl Peer for PeerService {
         &self,
         request: Request<VoteRequest>,
     ) -> Result<Response<VoteResponse>, Status> {
-        self.check(&request)?;
-        let asked = wire::vote_request_from_pb(request.into_inner()).map_err(malformed)?;
+        let from = self.check(&request)?;
+        let asked = wire::vote_request_from_pb(request.into_inner(), from).map_err(malformed)?;
         let answer = self.node.raft().pre_vote(asked).await.map_err(unavailable)?;
         Ok(Response::new(wire::vote_response_to_pb(&answer)))
     }
@@ -97,8 +99,8 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<SnapshotFrame>>,
     ) -> Result<Response<SnapshotReply>, Status> {
-        self.check(&request)?;
-        let vote = receive_snapshot(&self.node, request.into_inner()).await?;
+        let from = self.check(&request)?;
+        let vote = receive_snapshot(&self.node, from, request.into_inner()).await?;
         Ok(Response::new(SnapshotReply { vote: Some(codec::vote_to_pb(&vote)) }))
     }
 
@@ -106,8 +108,9 @@ impl Peer for PeerService {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderReply>, Status> {
-        self.check(&request)?;
-        let asked = wire::transfer_request_from_pb(request.into_inner()).map_err(malformed)?;
+        let from = self.check(&request)?;
+        let asked =
+            wire::transfer_request_from_pb(request.into_inner(), from).map_err(malformed)?;
         let answer = self.node.raft().handle_transfer_leader(asked).await.map_err(unavailable)?;
         Ok(Response::new(wire::transfer_reply_to_pb(&answer)))
     }
@@ -129,7 +132,7 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<ConfirmRequest>>,
     ) -> Result<Response<Self::ConfirmStream>, Status> {
-        let from = self.node.peers().check(request.metadata())?;
+        let from = self.check(&request)?;
         let answers = self.node.answer_confirmations(from, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }

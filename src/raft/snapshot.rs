@@ -19,7 +19,7 @@ use super::log_hold::{LogHold, Transfer};
 use super::node::Node;
 use super::shared::Shared;
 use super::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
-use super::{Stage, Store, codec, state_machine};
+use super::{Stage, Store, codec, state_machine, wire};
 use crate::pb::quorate::peer::snapshot_frame::Body;
 use crate::pb::quorate::peer::{SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords};
 use crate::state::{SnapshotReader, SnapshotWriter, State};
@@ -216,9 +216,10 @@ fn take_bytes(from: &mut Bytes) -> Option<Bytes> {
     (length <= from.remaining()).then(|| from.split_to(length))
 }
 
-/// Receives a snapshot, installs it, and returns the vote to answer with.
+/// Receives a snapshot of the leader `from`, installs it, and returns the vote to answer with.
 pub(crate) async fn receive_snapshot(
     node: &Node,
+    from: u64,
     mut frames: Streaming<SnapshotFrame>,
 ) -> Result<Vote, Status> {
     let shared = node.shared();
@@ -228,7 +229,7 @@ pub(crate) async fn receive_snapshot(
         return Err(Status::invalid_argument("a snapshot begins with its header"));
     };
     tracing::info!(revision = header.revision, "receiving database snapshot");
-    let (vote, meta) = read_header(&header)?;
+    let (vote, meta) = read_header(&header, from)?;
     let mut incoming = {
         let shared = Arc::clone(shared);
         blocking(move || Incoming::begin(&shared)).await?
@@ -243,7 +244,8 @@ pub(crate) async fn receive_snapshot(
         }
     };
     let options = shared.state_options;
-    let staged = blocking(move || incoming.finish(&footer, options)).await?;
+    let told = meta.clone();
+    let staged = blocking(move || incoming.finish(&footer, &told, options)).await?;
     let data = SnapshotData::Staged(Box::new(staged));
     let installed = node.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: data });
     let response = installed.await.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
@@ -272,13 +274,13 @@ async fn next_frame(
     next.await.map_err(|_| Status::deadline_exceeded("the sender of the snapshot is silent"))?
 }
 
-fn read_header(header: &SnapshotHeader) -> Result<(Vote, SnapshotMeta), Status> {
+fn read_header(header: &SnapshotHeader, from: u64) -> Result<(Vote, SnapshotMeta), Status> {
     let malformed = || Status::invalid_argument("malformed snapshot header");
-    let vote = header.vote.as_ref().ok_or_else(malformed)?;
+    let vote = wire::leader_vote_from_pb(header.vote, from).map_err(|_| malformed())?;
     let membership = header.membership.clone().ok_or_else(malformed)?;
     let last_membership = codec::stored_membership_from_pb(membership).map_err(|_| malformed())?;
     let last_log_id = header.last_log_id.map(codec::log_id_from_pb);
-    Ok((codec::vote_from_pb(*vote), SnapshotMeta { last_log_id, last_membership }))
+    Ok((vote, SnapshotMeta { last_log_id, last_membership }))
 }
 
 /// Runs `work` where it may block; its error refuses the snapshot.
@@ -331,6 +333,7 @@ impl Incoming {
     fn finish(
         self,
         footer: &SnapshotFooter,
+        told: &SnapshotMeta,
         options: crate::state::Options,
     ) -> Result<Staged, StorageError> {
         if self.footer != *footer {
@@ -338,6 +341,10 @@ impl Incoming {
         }
         SnapshotWriter::new(&*self.backend).finish()?;
         let state = State::open(self.backend, options)?;
+        // No checksum covers the header.
+        if !meta_of(&state).is_ok_and(|meta| meta == *told) {
+            return Err(damaged("the header"));
+        }
         Ok(Staged { state, adopt: self.adopt })
     }
 }

@@ -1,4 +1,6 @@
 //! openraft's requests and answers as messages of `proto/quorate/peer.proto`.
+//!
+//! openraft trusts its peers and asserts what they always keep. What breaks that is refused here.
 
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError,
@@ -6,8 +8,38 @@ use openraft::raft::{
 };
 
 use super::codec::{self, CodecError};
-use super::types::TypeConfig;
+use super::types::{TypeConfig, Vote};
 use crate::pb::quorate::peer as pb;
+
+/// The vote of the leader `from`: what it sends as a leader it sends by a vote that a quorum granted.
+pub(crate) fn leader_vote_from_pb(vote: Option<pb::Vote>, from: u64) -> Result<Vote, CodecError> {
+    let vote = codec::vote_from_pb(vote.ok_or(CodecError::Absent("vote"))?);
+    if !vote.committed || vote.leader_id.node_id != from {
+        return Err(CodecError::Unsound("the vote is not that of a leader who sends it"));
+    }
+    Ok(vote)
+}
+
+/// Entries follow each other and `previous`, in terms that never fall and end with the leader's.
+fn check_entries(
+    vote: &Vote,
+    previous: Option<&pb::LogId>,
+    entries: &[pb::Entry],
+) -> Result<(), CodecError> {
+    let mut term = previous.map_or(0, |previous| previous.term);
+    let mut next = previous.map_or(Some(0), |previous| previous.index.checked_add(1));
+    for entry in entries {
+        let log_id = entry.log_id.as_ref().ok_or(CodecError::Absent("log_id"))?;
+        if next != Some(log_id.index) {
+            return Err(CodecError::Unsound("an entry does not follow the one before"));
+        }
+        if !(term..=vote.leader_id.term).contains(&log_id.term) {
+            return Err(CodecError::Unsound("the terms of entries fall, or pass the leader's"));
+        }
+        (term, next) = (log_id.term, log_id.index.checked_add(1));
+    }
+    Ok(())
+}
 
 pub(crate) fn append_request_to_pb(request: AppendEntriesRequest<TypeConfig>) -> pb::AppendRequest {
     pb::AppendRequest {
@@ -20,10 +52,13 @@ pub(crate) fn append_request_to_pb(request: AppendEntriesRequest<TypeConfig>) ->
 
 pub(crate) fn append_request_from_pb(
     request: pb::AppendRequest,
+    from: u64,
 ) -> Result<AppendEntriesRequest<TypeConfig>, CodecError> {
+    let vote = leader_vote_from_pb(request.vote, from)?;
+    check_entries(&vote, request.previous.as_ref(), &request.entries)?;
     let entries = request.entries.into_iter().map(codec::entry_from_pb);
     Ok(AppendEntriesRequest {
-        vote: codec::vote_from_pb(request.vote.ok_or(CodecError::Absent("vote"))?),
+        vote,
         prev_log_id: request.previous.map(codec::log_id_from_pb),
         entries: entries.collect::<Result<_, _>>()?,
         leader_commit: request.committed.map(codec::log_id_from_pb),
@@ -72,8 +107,12 @@ pub(crate) fn vote_request_to_pb(request: &VoteRequest<TypeConfig>) -> pb::VoteR
 
 pub(crate) fn vote_request_from_pb(
     request: pb::VoteRequest,
+    from: u64,
 ) -> Result<VoteRequest<TypeConfig>, CodecError> {
     let vote = codec::vote_from_pb(request.vote.ok_or(CodecError::Absent("vote"))?);
+    if vote.committed || vote.leader_id.node_id != from {
+        return Err(CodecError::Unsound("the vote is not that of a candidate who asks for it"));
+    }
     let mut asked = VoteRequest::new(vote, request.last_log_id.map(codec::log_id_from_pb));
     asked.leadership_transfer = request.leadership_transfer;
     Ok(asked)
@@ -107,8 +146,9 @@ pub(crate) fn transfer_request_to_pb(
 
 pub(crate) fn transfer_request_from_pb(
     request: pb::TransferLeaderRequest,
+    from: u64,
 ) -> Result<TransferLeaderRequest<TypeConfig>, CodecError> {
-    let vote = codec::vote_from_pb(request.vote.ok_or(CodecError::Absent("vote"))?);
+    let vote = leader_vote_from_pb(request.vote, from)?;
     let last_log_id = request.last_log_id.map(codec::log_id_from_pb);
     Ok(TransferLeaderRequest::new(vote, request.to, last_log_id))
 }

@@ -63,6 +63,18 @@ pub fn txn(request: &TxnRequest, ops_max: usize) -> Result<(), RequestError> {
     Ok(())
 }
 
+/// How many Txns lie inside each other, this one included.
+///
+/// Only the api bounds it, with [`crate::limits::TXN_DEPTH_MAX`]: an entry that all members can read
+/// is not refused any more.
+pub fn txn_depth(request: &TxnRequest) -> usize {
+    let inner = request.success.iter().chain(&request.failure).filter_map(|op| match &op.request {
+        Some(Request::RequestTxn(inner)) => Some(txn_depth(inner)),
+        _ => None,
+    });
+    1 + inner.max().unwrap_or(0)
+}
+
 fn txn_ops(request: &TxnRequest, ops_max: usize) -> Result<(), RequestError> {
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     // As in etcd: a nested Txn has to do with what its parent leaves.

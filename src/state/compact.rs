@@ -8,9 +8,12 @@
 use super::State;
 use super::error::RequestError;
 use super::records;
-use super::schema::{self, COMPACT};
+use super::schema::{self, COMPACT, damaged};
 use super::write::Pending;
 use crate::storage::{Backend, Batch, StorageError};
+
+/// The compact revision of a store that was never compacted. As in etcd.
+pub(super) const COMPACT_REVISION_NONE: i64 = -1;
 
 /// How far history is dropped.
 #[derive(Debug)]
@@ -32,9 +35,17 @@ struct SweepAt {
 }
 
 impl Compaction {
-    pub(super) fn new(requested: i64, finished: i64) -> Self {
-        assert!(finished <= requested, "nothing is deleted that may still be read");
-        Compaction { requested, finished, sweep: None }
+    /// What a store at `revision` says about its compactions.
+    pub(super) fn read(
+        (requested, finished): (i64, i64),
+        revision: i64,
+    ) -> Result<Self, StorageError> {
+        let is_sound =
+            COMPACT_REVISION_NONE <= finished && finished <= requested && requested <= revision;
+        if !is_sound {
+            return Err(damaged("mcompact contradicts the revision, or itself"));
+        }
+        Ok(Compaction { requested, finished, sweep: None })
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::answer::EventKind;
-use super::compact::Compaction;
+use super::compact::{COMPACT_REVISION_NONE, Compaction};
 use super::lease::Leases;
 use super::mvcc::entry::Version;
 use super::mvcc::index::{Index, Written};
@@ -25,8 +25,6 @@ use crate::storage::{Backend, Batch, StorageError};
 
 /// The revision of a store in which nothing has changed yet. As in etcd.
 const REVISION_FRESH: i64 = 1;
-/// The compact revision of a store that was never compacted. As in etcd.
-const COMPACT_REVISION_NONE: i64 = -1;
 
 impl<B: Backend> State<B> {
     /// Opens the state that `backend` holds, or a fresh one.
@@ -36,9 +34,9 @@ impl<B: Backend> State<B> {
         let progress = progress.map(|value| Progress::decode(&value)).transpose()?;
         let compact = backend.get(schema::COMPACT)?;
         let compact = compact.map(|value| schema::decode_compact(&value)).transpose()?;
-        let (requested, finished) =
-            compact.unwrap_or((COMPACT_REVISION_NONE, COMPACT_REVISION_NONE));
+        let compact = compact.unwrap_or((COMPACT_REVISION_NONE, COMPACT_REVISION_NONE));
         let revision = progress.map_or(REVISION_FRESH, |progress| progress.revision);
+        let compaction = Compaction::read(compact, revision)?;
         let mut leases = Leases::read(&*backend)?;
         let index = read_index(&*backend, options, revision, &mut leases)?;
         leases.finish_reading()?;
@@ -50,7 +48,7 @@ impl<B: Backend> State<B> {
             membership: backend.get(schema::MEMBERSHIP)?.unwrap_or_default(),
             members: read_members(&*backend)?,
             leases,
-            compaction: Compaction::new(requested, finished),
+            compaction,
             pins: Pins::default(),
             backend,
         })
@@ -114,11 +112,13 @@ fn read_index<B: Backend>(
     // Half of the budget: reading everything takes memory of its own.
     let mut index = Index::new(options.value_cache_bytes / 2);
     let mut torn = None;
+    let mut newest = REVISION_FRESH;
     let mut found = Vec::new();
     let mut found_bytes = 0;
     let bounds = (schema::record_key(Revision::default()), schema::RECORDS_END);
     records::scan(backend, &bounds.0, bounds.1, &mut |at, value| {
         let record = Some(at).filter(|at| at.main <= revision);
+        newest = at.main;
         let Some(record) = record.and_then(|at| read_record(at, value)) else {
             torn = Some(damaged(format!("the record at revision {} is malformed", at.main)));
             return ControlFlow::Break(());
@@ -134,6 +134,10 @@ fn read_index<B: Backend>(
     })?;
     add_records(&mut index, &mut found);
     index.set_cached_bytes_max(options.value_cache_bytes);
+    if torn.is_none() && newest != revision {
+        // The newest change is never compacted, be it a tombstone.
+        torn = Some(damaged(format!("the records end at revision {newest} of {revision}")));
+    }
     torn.map_or(Ok(index), Err)
 }
 
@@ -141,7 +145,7 @@ fn read_record(at: Revision, value: &[u8]) -> Option<Found> {
     let (kind, kv) = record::split(value)?;
     let pair = Pair::decode(kv)?;
     let is_put = kind == EventKind::Put;
-    if pair.mod_revision != at.main || pair.key.is_empty() || is_put != (pair.version > 0) {
+    if pair.mod_revision != at.main || !pair.is_sound(is_put) {
         return None;
     }
     let version = Version {

@@ -24,6 +24,8 @@ use crate::storage::{Backend, Batch, StorageError};
 const PIECE_BYTES: usize = 512;
 /// Set in the kind of a record that has pieces.
 const IN_PIECES: u8 = 0x80;
+/// Reserved for a long record before its pieces are there.
+const RESERVED_BYTES_MAX: usize = 64 * 1024;
 /// Kind and length, before the first piece.
 const LONG_HEAD_BYTES: usize = 5;
 /// The length of a piece's key.
@@ -100,7 +102,8 @@ impl Partial {
         }
         let (length, piece) = rest.split_first_chunk::<4>()?;
         let length = u32::from_be_bytes(*length) as usize;
-        let mut value = BytesMut::with_capacity(length);
+        // The length is a claim until the pieces are there.
+        let mut value = BytesMut::with_capacity(length.min(RESERVED_BYTES_MAX));
         value.extend_from_slice(&[kind & !IN_PIECES]);
         value.extend_from_slice(piece);
         (piece.len() == PIECE_BYTES && length > value.len()).then_some(Err(Partial {

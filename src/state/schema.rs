@@ -100,7 +100,7 @@ pub(super) fn encode_lease(ttl_seconds: i64, expires_at_ms: u64) -> Bytes {
 /// The inverse of [`encode_lease`].
 pub(super) fn decode_lease(bytes: &[u8]) -> Option<(i64, u64)> {
     let [ttl_seconds, expires_at_ms] = words::<2>(bytes)?;
-    Some((ttl_seconds.cast_signed(), expires_at_ms))
+    Some((ttl_seconds.cast_signed(), expires_at_ms)).filter(|(ttl_seconds, _)| *ttl_seconds > 0)
 }
 
 /// The storage key of the record number `number` of what the log entry at `index` renewed.
@@ -135,6 +135,9 @@ pub(super) fn decode_renewals(bytes: &[u8]) -> Option<(u64, impl Iterator<Item =
     rest.is_empty().then(|| (u64::from_be_bytes(*time_unix_ms), ids))
 }
 
+/// No log and no store gets this far: a million changes a second take 146,000 years.
+const COUNT_MAX: u64 = 1 << 62;
+
 /// How far the log is applied, what the clock said, and the revision that came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Progress {
@@ -154,7 +157,10 @@ impl Progress {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StorageError> {
         let words = words::<5>(bytes).ok_or_else(|| damaged("mposition is malformed"))?;
         let [index, term, leader, time_unix_ms, revision] = words;
-        let revision = i64::try_from(revision).map_err(|_| damaged("mposition is malformed"))?;
+        if index >= COUNT_MAX || !(1..COUNT_MAX).contains(&revision) {
+            return Err(damaged("mposition is malformed"));
+        }
+        let revision = revision.cast_signed();
         Ok(Progress { position: Position { index, term, leader }, time_unix_ms, revision })
     }
 }

@@ -11,6 +11,7 @@ mod conformance;
 mod crash;
 mod ctl;
 mod etcd_bugs;
+mod fuzz;
 mod lease;
 mod lock;
 mod model;

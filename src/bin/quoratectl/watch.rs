@@ -244,6 +244,7 @@ async fn interact(
     let (progress, ticks) = channel(());
     let mut watchers = FuturesUnordered::new();
     loop {
+        #[expect(clippy::disallowed_methods, reason = "a client is never simulated")]
         let mut reading = tokio::task::spawn_blocking(read_line);
         let line = loop {
             tokio::select! {

@@ -32,6 +32,19 @@ pub(crate) struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
+    /// Whether a put, or else a tombstone, can have made this pair.
+    pub(crate) fn is_sound(&self, is_put: bool) -> bool {
+        let numbers = (self.create_revision, self.version);
+        let fits = if is_put {
+            // A generation begins with version 1; later revisions may write it once each.
+            let writes_max = self.mod_revision.saturating_sub(self.create_revision);
+            numbers.0 > 0 && (1..=writes_max.saturating_add(1)).contains(&numbers.1)
+        } else {
+            numbers == (0, 0) && self.lease == 0 && self.value.is_empty()
+        };
+        fits && !self.key.is_empty() && self.mod_revision > 0
+    }
+
     /// How many bytes [`Pair::encode`] appends.
     pub(crate) fn encoded_len(&self) -> usize {
         bytes_len(self.key)
