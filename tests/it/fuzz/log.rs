@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use quorate::wal::sim::SimDisk;
-use quorate::wal::{Disk, Identity, Kind, Op, Options, Record, Wal};
+use quorate::wal::{Disk, Identity, Kind, Op, Options, Record, Wal, Workers};
 
 use crate::support::fuzz::fuzz;
 
@@ -147,7 +147,7 @@ fn written(files: &Files) -> Vec<Written> {
 fn options(disk: &SimDisk) -> Options {
     let mut options = Options::on(Arc::new(disk.clone()), IDENTITY);
     options.segment_bytes = SEGMENT_BYTES;
-    options.background = false;
+    options.workers = Workers::OneThread;
     options
 }
 

@@ -48,6 +48,23 @@ pub(crate) struct Faults {
 }
 
 impl Plan {
+    /// Three members and no trouble at all, for stories that make their own.
+    pub(crate) fn calm(seed: u64) -> Plan {
+        Plan {
+            members: 3,
+            election_timeout: Duration::from_secs(1),
+            heartbeat_interval: Duration::from_millis(100),
+            flush_max: Duration::from_micros(300),
+            blocking_max: Duration::from_micros(500),
+            link: Link {
+                delay_max: Duration::from_micros(500),
+                ..link(&mut Rng::with_seed(seed), false)
+            },
+            patience: Duration::from_secs(2),
+            ..Plan::of(seed)
+        }
+    }
+
     /// The plan of `seed`.
     pub(crate) fn of(seed: u64) -> Plan {
         let mut rng = Rng::with_seed(seed ^ 0x51ed_270b);

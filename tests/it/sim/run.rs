@@ -105,7 +105,7 @@ async fn simulate(plan: Plan) -> Report {
     report
 }
 
-fn door(world: &World, number: usize) -> SimDoor {
+pub(super) fn door(world: &World, number: usize) -> SimDoor {
     SimDoor {
         net: world.net.clone(),
         log: world.log.clone(),
