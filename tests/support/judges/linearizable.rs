@@ -102,6 +102,11 @@ fn registers(history: &History) -> BTreeMap<Bytes, Register<'_>> {
         for key in written(&call.op) {
             registers.entry(key).or_default();
         }
+        if let Some(Reply::Range(reply)) = call.outcome.reply() {
+            for kv in &reply.kvs {
+                registers.entry(kv.key.clone()).or_default();
+            }
+        }
     }
     let keys: Vec<Bytes> = registers.keys().cloned().collect();
     for call in &history.calls {
