@@ -1,6 +1,6 @@
 //! One run: trouble while clients work, then everything heals, and the cluster has to work again.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::nemesis::{FaultCounts, Nemesis};
 use super::net::Net;
 use super::plan::Plan;
 use crate::support::history::{History, Op, Outcome};
-use crate::support::workload::{Door, Workload};
+use crate::support::workload::{Client, Workload};
 
 /// How often the monitor looks at the members.
 const LOOK: Duration = Duration::from_millis(250);
@@ -82,7 +82,7 @@ async fn simulate(plan: Plan) -> Report {
     let course = async {
         nemesis.run(Instant::now() + world.plan.trouble).await;
         nemesis.heal().await;
-        is_alive(&world, &hosts).await;
+        is_alive(&world, &hosts, workload.history()).await;
         workload.stop();
     };
     let both = async { tokio::join!(biased; clients, course) };
@@ -172,10 +172,12 @@ async fn look_at_log(checks: &Checks, member: usize, mut log: LogStore, seen: &m
 ///
 /// Source: Raft, section 5.6: as long as a majority is up and messages take less than the election
 /// timeout, there is a steady leader.
-async fn is_alive(world: &Arc<World>, hosts: &[Arc<Host>]) {
+async fn is_alive(world: &Arc<World>, hosts: &[Arc<Host>], history: &RefCell<History>) {
     let limit = world.plan.election_timeout * 20 + Duration::from_secs(15);
     for host in hosts.iter().filter(|host| !host.is_lost()) {
-        let probe = SimDoor { client: PROBE + host.number, ..door(world, host.number) };
+        let number = PROBE + host.number;
+        let door = SimDoor { client: number, ..door(world, host.number) };
+        let probe = Client { number, door, history };
         let worked = timeout(limit, works(&probe, host)).await;
         if worked.is_err() {
             let text = format!("{} does not serve within {limit:?}", host.name());
@@ -185,7 +187,7 @@ async fn is_alive(world: &Arc<World>, hosts: &[Arc<Host>]) {
 }
 
 /// Tries until a put and a read have succeeded.
-async fn works(probe: &SimDoor, host: &Arc<Host>) {
+async fn works(probe: &Client<'_, SimDoor>, host: &Arc<Host>) {
     let key = bytes::Bytes::from(format!("probe/{}", host.number));
     let put = Op::Put(PutRequest { key: key.clone(), value: "1".into(), ..Default::default() });
     let get = Op::Range(RangeRequest { key, ..RangeRequest::default() });
