@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use super::nemesis::{FaultCounts, Nemesis};
 use super::net::Net;
 use super::plan::Plan;
 use crate::support::history::{History, Op, Outcome};
+use crate::support::judges;
+use crate::support::judges::lease::Patience;
 use crate::support::workload::{Client, Workload};
 
 /// How often the monitor looks at the members.
@@ -71,14 +74,14 @@ async fn simulate(plan: Plan) -> Report {
     net.set_default(plan.link);
     let checks = Checks::new(log.clone());
     let world = Arc::new(World { plan, log, net, checks });
-    let hosts: Vec<Arc<Host>> =
+    let hosts: Rc<[Arc<Host>]> =
         (0..world.plan.members).map(|number| Host::new(number, &world)).collect();
-    for host in &hosts {
+    for host in &*hosts {
         host.start().await;
     }
     let mut nemesis = Nemesis::new(&world, &hosts);
     let workload = Workload::new(world.plan.seed, world.plan.mix.clone());
-    let clients = workload.run(|number| door(&world, number));
+    let clients = workload.run(|client| door(&world, &hosts, client));
     let course = async {
         nemesis.run(Instant::now() + world.plan.trouble).await;
         nemesis.heal().await;
@@ -99,21 +102,15 @@ async fn simulate(plan: Plan) -> Report {
     }
     judge(&world, &workload.history().borrow());
     let report = report(&world, nemesis.counts().clone(), &workload.history().borrow());
-    for host in &hosts {
+    for host in &*hosts {
         host.crash(super::host::Death::Killed).await;
     }
     report
 }
 
-fn door(world: &World, number: usize) -> SimDoor {
-    SimDoor {
-        net: world.net.clone(),
-        log: world.log.clone(),
-        client: number,
-        members: world.plan.members,
-        member: Cell::new(number % world.plan.members),
-        patience: world.plan.patience,
-    }
+fn door(world: &Arc<World>, hosts: &Rc<[Arc<Host>]>, client: usize) -> SimDoor {
+    let member = Cell::new(client % hosts.len());
+    SimDoor { world: Arc::clone(world), hosts: Rc::clone(hosts), client, member }
 }
 
 fn report(world: &World, faults: FaultCounts, history: &History) -> Report {
@@ -172,11 +169,11 @@ async fn look_at_log(checks: &Checks, member: usize, mut log: LogStore, seen: &m
 ///
 /// Source: Raft, section 5.6: as long as a majority is up and messages take less than the election
 /// timeout, there is a steady leader.
-async fn is_alive(world: &Arc<World>, hosts: &[Arc<Host>], history: &RefCell<History>) {
+async fn is_alive(world: &Arc<World>, hosts: &Rc<[Arc<Host>]>, history: &RefCell<History>) {
     let limit = world.plan.election_timeout * 20 + Duration::from_secs(15);
     for host in hosts.iter().filter(|host| !host.is_lost()) {
         let number = PROBE + host.number;
-        let door = SimDoor { client: number, ..door(world, host.number) };
+        let door = SimDoor { member: Cell::new(host.number), ..door(world, hosts, number) };
         let probe = Client { number, door, history };
         let worked = timeout(limit, works(&probe, host)).await;
         if worked.is_err() {
@@ -241,5 +238,12 @@ fn same_hashes<'h>(world: &World, hosts: impl Iterator<Item = &'h Arc<Host>>) {
 
 /// Judges what the clients saw.
 fn judge(world: &World, history: &History) {
-    let _ = (world, history);
+    let late = world.plan.trouble + Duration::from_secs(60);
+    let verdict = judges::judge(history, Patience { late, ..Patience::default() });
+    for violation in &verdict.violations {
+        world.checks.violated("what clients may see", violation);
+    }
+    for text in &verdict.undecided {
+        world.checks.violated("what clients may see: undecided", text);
+    }
 }
