@@ -16,6 +16,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::quorate::command::command::Body as Command;
 use crate::state::{RangeAnswer, RangePlan, TxnAnswer, check, txn};
 use crate::storage::StorageError;
+use crate::tasks;
 
 impl Api {
     pub(super) async fn put(&self, message: Bytes) -> Result<Bytes, Status> {
@@ -58,7 +59,7 @@ impl Api {
     async fn read_txn(&self, request: TxnRequest) -> Result<(TxnAnswer, i64), Status> {
         let member = self.member.clone();
         // Values that are not in memory come from the disk, which may take its time.
-        let read = tokio::task::spawn_blocking(move || {
+        let read = tasks::blocking(move || {
             let state = member.state();
             let revision = state.revision();
             state.read_txn(&request).map(|answer| answer.map(|answer| (answer, revision)))
@@ -96,7 +97,7 @@ impl Api {
             return Ok(plan.finish(&**state.backend()).map_err(Error::from)?);
         }
         let member = self.member.clone();
-        let read = tokio::task::spawn_blocking(move || read_cold(&member, plan));
+        let read = tasks::blocking(move || read_cold(&member, plan));
         Ok(read.await.map_err(|panic| internal(&panic))?.map_err(Error::from)?)
     }
 
@@ -113,7 +114,7 @@ impl Api {
         }
         let (parts, receiver) = mpsc::channel(limits::STREAM_PARTS_MAX);
         let api = self.clone();
-        crate::tasks::spawn("range-stream", async move {
+        tasks::spawn("range-stream", async move {
             if let Err(status) = api.send_parts(request, &parts).await {
                 // A client that went away needs no status.
                 drop(parts.send(Err(status)).await);

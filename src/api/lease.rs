@@ -5,10 +5,9 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_util::future::{self, FutureExt};
-use hyper::body::Incoming;
 use prost::Message;
 
-use super::grpc::{AnswerQueue, Answers, Call, FrameBuilder, Requests};
+use super::grpc::{AnswerQueue, Answers, Call, FrameBuilder, RequestBody, Requests};
 use super::status::{Code, Status};
 use super::{Api, encode, grpc};
 use crate::limits;
@@ -69,10 +68,10 @@ impl Api {
     }
 
     /// Opens a stream of keep-alives.
-    pub(super) fn lease_keep_alive(
+    pub(super) fn lease_keep_alive<B: RequestBody>(
         &self,
         call: &Call,
-        body: Incoming,
+        body: B,
     ) -> Result<AnswerQueue, Status> {
         let (requests, answers, queue) = self.open(call, KEEP_ALIVE, body)?;
         let stream = KeepAliveStream { api: self.clone(), answers, owed: VecDeque::new() };
@@ -106,7 +105,7 @@ enum Next {
 
 impl KeepAliveStream {
     /// Serves until the client ends its side, is gone, or a request fails.
-    async fn serve(mut self, mut requests: Requests, needs_leader: bool) {
+    async fn serve<B: RequestBody>(mut self, mut requests: Requests<B>, needs_leader: bool) {
         let api = self.api.clone();
         let mut leader_lost: Pin<Box<dyn Future<Output = ()> + Send>> = if needs_leader {
             Box::pin(async move { api.member.leader_lost().await })
@@ -157,7 +156,11 @@ impl KeepAliveStream {
     }
 
     /// Takes a request and those behind it that are there already; whether more may come.
-    fn take_with_more(&mut self, first: Bytes, requests: &mut Requests) -> Result<bool, Status> {
+    fn take_with_more<B: RequestBody>(
+        &mut self,
+        first: Bytes,
+        requests: &mut Requests<B>,
+    ) -> Result<bool, Status> {
         let mut ids = Vec::new();
         let mut next = Some(Some(Ok(first)));
         let ended = loop {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use crate::limits;
@@ -30,7 +29,7 @@ pub mod status;
 mod upkeep;
 mod watch;
 
-use grpc::{AnswerQueue, Answers, Body, Bounds, Call, Meter, Requests};
+use grpc::{AnswerQueue, Answers, Body, Bounds, Call, Meter, RequestBody, Requests};
 use status::{Code, Status};
 
 /// The etcd API as one serving thread offers it.
@@ -55,7 +54,7 @@ impl Api {
     }
 
     /// Answers one gRPC call.
-    pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    pub async fn call<B: RequestBody>(&self, request: Request<B>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let call = match Call::read(&head) {
             Ok(call) => call,
@@ -77,12 +76,12 @@ impl Api {
     }
 
     /// Opens a bidi call at `path`: a task takes requests and answers, the connection the queue.
-    fn open(
+    fn open<B: RequestBody>(
         &self,
         call: &Call,
         path: &'static str,
-        body: Incoming,
-    ) -> Result<(Requests, Answers, AnswerQueue), Status> {
+        body: B,
+    ) -> Result<(Requests<B>, Answers, AnswerQueue), Status> {
         let bounds = Bounds {
             request_bytes_max: self.message_bytes_max,
             answers_bytes_max: limits::STREAM_ANSWERS_BYTES_MAX,
@@ -97,7 +96,12 @@ impl Api {
     }
 
     /// From the path to the answer: the method is known before anything is read.
-    async fn handle(&self, call: &Call, path: &str, body: Incoming) -> Result<Answer, Status> {
+    async fn handle<B: RequestBody>(
+        &self,
+        call: &Call,
+        path: &str,
+        body: B,
+    ) -> Result<Answer, Status> {
         if let Some(method) = OpenMethod::find(path) {
             let queue = match method {
                 OpenMethod::Watch => self.watch(call, body),

@@ -78,6 +78,7 @@ impl Observer {
         };
         // Nothing is lost in a branch that is dropped: the call ends.
         let end = tokio::select! {
+            biased;
             end = self.observe() => end,
             () = leader_lost => End::Failed(Error::NoLeader.into()),
             () = parts.closed() => End::Gone,

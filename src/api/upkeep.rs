@@ -17,6 +17,7 @@ use crate::pb::etcdserverpb::{
 use crate::release;
 use crate::state::{HashAnswer, HashJob};
 use crate::storage::Backend;
+use crate::tasks;
 
 /// `ServingStatus.SERVING` of grpc.health.v1.
 const HEALTH_SERVING: i32 = 1;
@@ -72,7 +73,7 @@ impl Api {
         let request: HashKvRequest = grpc::decode(message)?;
         let member = self.member.clone();
         let job = HashJob::new(&member.state(), request.revision)?;
-        let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = tasks::blocking(move || {
             let mut job = job;
             loop {
                 let step = job.step(&member.state(), limits::HASH_STEP_RECORDS);

@@ -7,9 +7,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 
-use super::grpc::{AnswerQueue, Answers, Call, Requests};
+use super::grpc::{AnswerQueue, Answers, Call, RequestBody, Requests};
 use super::status::{Code, Status};
 use super::{Api, encode, grpc};
 use crate::clock;
@@ -29,7 +28,11 @@ const PATH: &str = "/etcdserverpb.Watch/Watch";
 
 impl Api {
     /// Opens a watch stream.
-    pub(super) fn watch(&self, call: &Call, body: Incoming) -> Result<AnswerQueue, Status> {
+    pub(super) fn watch<B: RequestBody>(
+        &self,
+        call: &Call,
+        body: B,
+    ) -> Result<AnswerQueue, Status> {
         let (requests, answers, queue) = self.open(call, PATH, body)?;
         let stream = self.member.watch(&self.shard);
         let header = Header { revision: -1, bytes: Vec::new() };
@@ -56,13 +59,17 @@ struct Header {
 }
 
 impl Client {
-    async fn run(mut self, requests: Requests, needs_leader: bool) {
+    async fn run<B: RequestBody>(mut self, requests: Requests<B>, needs_leader: bool) {
         let status = self.serve(requests, needs_leader).await;
         self.answers.end(status);
     }
 
     /// Serves the client until it is gone or has to go; tells what its stream ends with.
-    async fn serve(&mut self, mut requests: Requests, needs_leader: bool) -> Status {
+    async fn serve<B: RequestBody>(
+        &mut self,
+        mut requests: Requests<B>,
+        needs_leader: bool,
+    ) -> Status {
         let member = self.api.member.clone();
         let mut leader_lost = pin!(async {
             if needs_leader {
@@ -76,15 +83,17 @@ impl Client {
         let mut is_open = true;
         loop {
             tokio::select! {
-                room = self.answers.room() => if room.is_err() { return canceled() },
+                biased;
                 () = &mut leader_lost => return Error::NoLeader.into(),
+                room = self.answers.room() => if room.is_err() { return canceled() },
             }
             if self.send_waiting() {
                 continue;
             }
-            // Nothing is lost in a branch that is dropped: all of them can be asked again.
+            // Nothing is lost in a branch that is dropped: all of them can be asked again. Requests do
+            // not hold up deliveries, of which all that wait are sent before the next one is taken.
             tokio::select! {
-                delivery = self.stream.next() => self.send(delivery),
+                biased;
                 request = requests.next(), if is_open => match request {
                     Some(Ok(message)) => {
                         if let Err(status) = self.take(message) {
@@ -95,6 +104,7 @@ impl Client {
                     Some(Err(status)) => return status,
                     None => is_open = false,
                 },
+                delivery = self.stream.next() => self.send(delivery),
                 _ = ticks.tick() => self.stream.tick(),
                 () = self.answers.gone() => return canceled(),
                 () = &mut leader_lost => return Error::NoLeader.into(),

@@ -5,29 +5,27 @@
 //! apply loop go first between two steps.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
-use tokio::sync::watch;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::limits;
 use crate::raft::{Shared, Store};
 use crate::state::CompactStep;
 use crate::storage::{Backend, StorageError};
-use crate::tasks;
+use crate::tasks::{self, watch};
 
 /// The background compaction of one member.
 pub(crate) struct Compactor {
-    wake: Sender<()>,
+    wake: UnboundedSender<()>,
     finished: watch::Sender<i64>,
 }
 
 impl Compactor {
     /// A compactor, and what [`Compactor::start`] needs.
-    pub(crate) fn new() -> (Arc<Compactor>, Receiver<()>) {
-        let (wake, woken) = channel();
+    pub(crate) fn new() -> (Arc<Compactor>, UnboundedReceiver<()>) {
+        let (wake, woken) = unbounded_channel();
         (Arc::new(Compactor { wake, finished: watch::Sender::new(0) }), woken)
     }
 
@@ -47,19 +45,19 @@ impl Compactor {
     /// Runs until the process ends; `failed` hears of a storage error.
     pub(crate) fn start(
         self: Arc<Self>,
-        woken: Receiver<()>,
+        mut woken: UnboundedReceiver<()>,
         shared: Arc<Shared>,
         failed: impl Fn(StorageError) + Send + 'static,
-    ) -> JoinHandle<()> {
-        tasks::thread("compactor", move || {
-            while woken.recv().is_ok() {
+    ) {
+        tasks::worker("compactor", async move {
+            while woken.recv().await.is_some() {
                 // Several wake-ups need one run.
                 while woken.try_recv().is_ok() {}
-                if let Err(error) = self.run(&shared) {
+                if let Err(error) = self.run(&shared).await {
                     return failed(error);
                 }
             }
-        })
+        });
     }
 
     /// One step; if somebody still reads what is to go, this is woken when they have done.
@@ -76,7 +74,7 @@ impl Compactor {
         Ok(if state.compaction_pending() { CompactStep::More } else { CompactStep::Held })
     }
 
-    fn run(&self, shared: &Shared) -> Result<(), StorageError> {
+    async fn run(&self, shared: &Shared) -> Result<(), StorageError> {
         loop {
             let (step, revision, backlog) = {
                 let mut state = shared.state.write();
@@ -100,7 +98,7 @@ impl Compactor {
             } else {
                 Duration::from_micros(200)
             };
-            std::thread::sleep(pause);
+            tasks::rest(pause).await;
         }
     }
 }

@@ -78,7 +78,7 @@ pub struct Seed {
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
-    compactor_woken: std::sync::mpsc::Receiver<()>,
+    compactor_woken: mpsc::UnboundedReceiver<()>,
     feed: Arc<Feed>,
     shards: Vec<Arc<Shard>>,
     deliveries: Vec<mpsc::UnboundedReceiver<Delivery>>,
@@ -352,7 +352,7 @@ impl Member {
         loop {
             tokio::time::sleep(limits::SWEEP_INTERVAL).await;
             let now = clock::now();
-            if leadership.has_changed().unwrap_or(false) {
+            if leadership.has_changed() {
                 leadership.mark_unchanged();
                 lost_leader_at = Some(now);
             }

@@ -21,6 +21,7 @@ use super::ring::{Ring, weight};
 use super::types::{Entry, LogId, StoredMembership, TypeConfig, Vote};
 use crate::limits::{LOG_READ_BYTES_MAX, LOG_RING_BYTES_MAX, LOG_RING_START_BYTES_MAX};
 use crate::pb::quorate::peer as pb;
+use crate::tasks;
 use crate::wal::{self, Callback, Kind, Op, Record, Wal, WalError};
 
 /// Told about each membership that enters the log, and about the one in force after a truncation,
@@ -163,7 +164,7 @@ impl LogStore {
             let decode = |(index, bytes)| decode(index, bytes);
             raw.into_iter().map(decode).collect::<Result<Vec<Entry>, WalError>>()
         };
-        Ok(tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??)
+        Ok(tasks::blocking(read).await.map_err(io::Error::other)??)
     }
 
     /// All entries of `range` that the log contains.

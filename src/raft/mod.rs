@@ -19,18 +19,21 @@
 //! it certainly reached no log; every call between members carries and checks their identity.
 
 use crate::state::{Applied, Event, State};
-use crate::storage::sled::SledBackend;
+use crate::storage::Backend;
 
 mod cluster_clock;
 pub mod codec;
 mod confirm;
 mod contact;
+mod home;
+mod line;
 mod log_hold;
 pub mod log_store;
 mod network;
 mod node;
 pub mod peers;
 mod ring;
+mod runtime;
 mod service;
 mod shared;
 mod snapshot;
@@ -39,13 +42,15 @@ pub mod types;
 mod wire;
 
 pub use cluster_clock::ClusterClock;
+pub use home::{SledHome, Stage, StateHome};
+pub use line::{Connector, Line, LineError, Tcp, Transport};
 pub use node::{Leadership, Node, NodeOptions, NodeParts, StartError};
 pub use service::{Forwarded, PeerService};
 pub use shared::{Shared, SoleVoter};
 pub use snapshot::{Live, SnapshotData, Staged};
 
 /// The state as a member keeps it.
-pub type Store = State<SledBackend>;
+pub type Store = State<Box<dyn Backend>>;
 
 /// Names a group of commands: who gathered it, in which life, and its number there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
-use tonic::transport::Channel;
 
 use super::codec;
+use super::line::Line;
 use super::peers::Peers;
 use super::snapshot::{SnapshotData, send_snapshot};
 use super::types::{MemberNode, Snapshot, TypeConfig, Vote};
@@ -56,12 +56,12 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct PeerLink {
     peers: Arc<Peers>,
     target: u64,
-    channel: Option<Channel>,
+    channel: Option<Line>,
     failures: usize,
 }
 
 impl PeerLink {
-    fn client(&mut self) -> Result<PeerClient<Channel>, Unreachable<TypeConfig>> {
+    fn client(&mut self) -> Result<PeerClient<Line>, Unreachable<TypeConfig>> {
         let channel = match &self.channel {
             Some(channel) => channel.clone(),
             None => {
@@ -245,6 +245,7 @@ impl NetSnapshot<TypeConfig> for PeerLink {
         let (frames, transfer) = send_snapshot(vote, snapshot)?;
         let call = self.peers.request(self.target, frames);
         tokio::select! {
+            biased;
             // Dropping the call closes the stream; the receiver discards what it staged.
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = client.install_snapshot(call) => match answer {

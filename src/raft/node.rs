@@ -11,8 +11,6 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Config, LinearizerOption, Raft, RaftLogReader, ServerState, SnapshotPolicy};
-use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::confirm::Confirmations;
 use super::contact::Contact;
@@ -22,14 +20,13 @@ use super::peers::Peers;
 use super::shared::{Shared, SharedParts, SoleVoter};
 use super::state_machine::StateMachine;
 use super::types::{MemberNode, ProposalBytes, TypeConfig};
-use super::{Observer, Store, WriteError};
+use super::{Observer, StateHome, Store, WriteError};
 use crate::clock;
-use crate::data_dir::DataDir;
 use crate::limits;
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
 use crate::state::Options;
-use crate::tasks;
+use crate::tasks::{self, watch};
 
 type OurRaft = Raft<TypeConfig, StateMachine>;
 
@@ -45,8 +42,6 @@ pub struct NodeOptions {
     pub catchup_entries: u64,
     /// `--snapshot-count`: entries between two checkpoints.
     pub snapshot_count: u64,
-    /// Size of the storage's cache in bytes.
-    pub storage_cache_bytes: usize,
     /// How the state is opened.
     pub state_options: Options,
 }
@@ -57,8 +52,8 @@ pub struct NodeParts {
     pub log: LogStore,
     /// The opened state.
     pub state: Store,
-    /// Where both live.
-    pub data_dir: Arc<Mutex<DataDir>>,
+    /// Where the state lies, and one that a snapshot brings.
+    pub home: Arc<dyn StateHome>,
     /// Where the other members are.
     pub peers: Arc<Peers>,
     /// Who wants to know what is applied.
@@ -100,7 +95,7 @@ impl Node {
     /// What openraft says if log and state do not fit together.
     pub async fn start(options: NodeOptions, parts: NodeParts) -> Result<Arc<Node>, StartError> {
         let config = Arc::new(raft_config(&options)?);
-        let NodeParts { log, state, data_dir, peers, observer, sole_voter } = parts;
+        let NodeParts { log, state, home, peers, observer, sole_voter } = parts;
         let boot_term = boot_term(&log).await?;
         sole_voter.booted_at(boot_term);
         let reported = Arc::clone(&sole_voter);
@@ -108,10 +103,9 @@ impl Node {
         let shared = Shared::new(SharedParts {
             state,
             state_options: options.state_options,
-            storage_cache_bytes: options.storage_cache_bytes,
             log: log.clone(),
             observer,
-            data_dir,
+            home,
             sole_voter: Arc::clone(&sole_voter),
         });
         let network = Network::new(Arc::clone(&peers));

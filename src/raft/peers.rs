@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
 
 use super::WriteError;
+use super::line::{Connector, Line};
 use crate::limits;
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::peer_client::PeerClient;
@@ -33,8 +33,9 @@ pub(crate) const NOT_APPENDED: &str = "quorate-not-appended";
 pub struct Peers {
     cluster_id: u64,
     member_id: u64,
+    connector: Arc<dyn Connector>,
     addresses: RwLock<BTreeMap<u64, Vec<String>>>,
-    channels: RwLock<BTreeMap<u64, (String, Channel)>>,
+    channels: RwLock<BTreeMap<u64, (String, Line)>>,
 }
 
 /// Why there is no channel to a member.
@@ -58,10 +59,11 @@ pub enum PeerError {
 
 impl Peers {
     /// Peers of `member_id`, none known yet.
-    pub fn new(cluster_id: u64, member_id: u64) -> Arc<Peers> {
+    pub fn new(cluster_id: u64, member_id: u64, connector: Arc<dyn Connector>) -> Arc<Peers> {
         Arc::new(Peers {
             cluster_id,
             member_id,
+            connector,
             addresses: RwLock::default(),
             channels: RwLock::default(),
         })
@@ -86,9 +88,9 @@ impl Peers {
     }
 
     /// A new lazy connection to `target`, for one purpose; `attempt` picks among its URLs.
-    pub(crate) fn connect(&self, target: u64, attempt: usize) -> Result<Channel, PeerError> {
+    pub(crate) fn connect(&self, target: u64, attempt: usize) -> Result<Line, PeerError> {
         let url = self.url(target, attempt)?;
-        connect_to(target, &url)
+        self.connector.connect(target, &url)
     }
 
     fn url(&self, target: u64, attempt: usize) -> Result<String, PeerError> {
@@ -99,14 +101,14 @@ impl Peers {
     }
 
     /// The shared connection for single calls to `target`.
-    pub(crate) fn channel(&self, target: u64) -> Result<Channel, PeerError> {
+    pub(crate) fn channel(&self, target: u64) -> Result<Line, PeerError> {
         let url = self.url(target, 0)?;
         if let Some((connected, channel)) = self.channels.read().get(&target)
             && *connected == url
         {
             return Ok(channel.clone());
         }
-        let channel = connect_to(target, &url)?;
+        let channel = self.connector.connect(target, &url)?;
         self.channels.write().insert(target, (url, channel.clone()));
         Ok(channel)
     }
@@ -207,20 +209,6 @@ impl Peers {
 
 pub(super) fn unavailable(error: PeerError) -> tonic::Status {
     tonic::Status::unavailable(error.to_string())
-}
-
-fn connect_to(member: u64, url: &str) -> Result<Channel, PeerError> {
-    let bad = |source| PeerError::BadUrl { member, url: url.to_owned(), source };
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(bad)?;
-    Ok(endpoint
-        .connect_timeout(limits::PEER_CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(limits::PEER_KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(limits::PEER_KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(limits::PEER_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::PEER_CONNECTION_WINDOW_BYTES)
-        .connect_lazy())
 }
 
 fn hex(id: u64) -> MetadataValue<Ascii> {

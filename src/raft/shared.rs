@@ -5,19 +5,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::cluster_clock::ClusterClock;
 use super::log_hold::LogHold;
 use super::log_store::LogStore;
 use super::types::StoredMembership;
-use super::{Observer, Store};
+use super::{Observer, StateHome, Store};
 use crate::clock;
-use crate::data_dir::DataDir;
 use crate::limits;
 use crate::state::{Options, Position};
 use crate::storage::Backend;
-use crate::storage::sled::SledBackend;
+use crate::tasks::watch;
 
 /// The state and everything around it that outlives a single call.
 pub struct Shared {
@@ -26,17 +25,15 @@ pub struct Shared {
     pub state: RwLock<Store>,
     /// How a state is opened, for installing snapshots.
     pub state_options: Options,
-    /// Size of the storage's cache in bytes.
-    pub storage_cache_bytes: usize,
     /// What time it is for the cluster.
     pub clock: ClusterClock,
     pub(crate) log: LogStore,
     pub(crate) observer: Arc<dyn Observer>,
-    pub(crate) data_dir: Arc<Mutex<DataDir>>,
+    pub(crate) home: Arc<dyn StateHome>,
     /// Held while a snapshot comes in: one at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
     /// The storage of the state that a snapshot replaced, until its files are removed.
-    pub(crate) replaced: Mutex<Option<Weak<SledBackend>>>,
+    pub(crate) replaced: Mutex<Option<Weak<Box<dyn Backend>>>>,
     pub(crate) drained: Arc<Notify>,
     /// Keeps the log for the receivers of snapshots.
     pub(crate) log_hold: Arc<LogHold>,
@@ -48,10 +45,9 @@ pub struct Shared {
 pub(crate) struct SharedParts {
     pub(crate) state: Store,
     pub(crate) state_options: Options,
-    pub(crate) storage_cache_bytes: usize,
     pub(crate) log: LogStore,
     pub(crate) observer: Arc<dyn Observer>,
-    pub(crate) data_dir: Arc<Mutex<DataDir>>,
+    pub(crate) home: Arc<dyn StateHome>,
     pub(crate) sole_voter: Arc<SoleVoter>,
 }
 
@@ -64,11 +60,10 @@ impl Shared {
         let shared = Arc::new(Shared {
             state: RwLock::new(parts.state),
             state_options: parts.state_options,
-            storage_cache_bytes: parts.storage_cache_bytes,
             clock: ClusterClock::new(member_id, state_ms, clock::now()),
             log: parts.log,
             observer: parts.observer,
-            data_dir: parts.data_dir,
+            home: parts.home,
             receiving: tokio::sync::Mutex::new(()),
             replaced: Mutex::new(None),
             drained,
@@ -146,7 +141,8 @@ struct EffectiveMembership {
 }
 
 impl SoleVoter {
-    pub(crate) fn new(member_id: u64) -> Self {
+    /// Of `member_id`; nothing is known yet.
+    pub fn new(member_id: u64) -> Self {
         SoleVoter {
             member_id,
             boot_term: AtomicU64::new(0),

@@ -19,12 +19,10 @@ use super::log_hold::{LogHold, Transfer};
 use super::node::Node;
 use super::shared::Shared;
 use super::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
-use super::{Store, codec, state_machine};
-use crate::data_dir::StagingDir;
+use super::{Stage, Store, codec, state_machine};
 use crate::pb::quorate::peer::snapshot_frame::Body;
 use crate::pb::quorate::peer::{SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords};
 use crate::state::{SnapshotReader, SnapshotWriter, State};
-use crate::storage::sled::{SledBackend, SledOptions};
 use crate::storage::{Backend, StorageError};
 use crate::{clock, limits, tasks};
 
@@ -41,15 +39,18 @@ pub enum SnapshotData {
 /// A view of the state to send.
 pub struct Live {
     reader: SnapshotReader,
-    backend: Arc<SledBackend>,
+    backend: Arc<Box<dyn Backend>>,
     log_hold: Arc<LogHold>,
 }
 
 /// A state that waits to take the place of the old one.
 pub struct Staged {
     state: Store,
-    directory: StagingDir,
+    adopt: Adopt,
 }
+
+/// Makes a staged storage the current one.
+type Adopt = Box<dyn FnOnce() -> Result<(), StorageError> + Send + Sync>;
 
 /// Makes everything applied so far durable; the result tells openraft what it may purge.
 pub(crate) async fn checkpoint(shared: &Arc<Shared>) -> Result<Snapshot, io::Error> {
@@ -57,7 +58,7 @@ pub(crate) async fn checkpoint(shared: &Arc<Shared>) -> Result<Snapshot, io::Err
         let state = shared.state.read();
         (meta_of(&state)?, Arc::clone(state.backend()))
     };
-    let done = tokio::task::spawn_blocking(move || backend.checkpoint()).await;
+    let done = tasks::blocking(move || backend.checkpoint()).await;
     done.map_err(io::Error::other)?.map_err(state_machine::storage_failed)?;
     Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint })
 }
@@ -93,16 +94,16 @@ pub(crate) async fn install(
     let SnapshotData::Staged(staged) = data else {
         return Err(io::Error::other("only a received snapshot can be installed"));
     };
-    let Staged { state, directory } = *staged;
+    let Staged { state, adopt } = *staged;
     assert_eq!(
         state.applied().map(|at| at.index),
         meta.last_log_id.as_ref().map(|log_id| log_id.index()),
         "a snapshot holds what its metadata says"
     );
     fail::fail_point!("snapshot_before_flip");
-    let (data_dir, shared_for_flip) = (Arc::clone(&shared.data_dir), Arc::clone(shared));
-    let flipped = tokio::task::spawn_blocking(move || {
-        data_dir.lock().flip_to(directory).map_err(io::Error::other)?;
+    let shared_for_flip = Arc::clone(shared);
+    let flipped = tasks::blocking(move || {
+        adopt().map_err(io::Error::other)?;
         let (at, revision) = (state.applied(), state.revision());
         let (leader, state_ms) = (at.map_or(0, |at| at.leader), state.time_unix_ms());
         let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
@@ -159,7 +160,7 @@ async fn next_to_send((first, sender): ToSend) -> Option<(SnapshotFrame, ToSend)
         return Some((first, (None, sender)));
     }
     let sender = sender?;
-    let read = tokio::task::spawn_blocking(move || sender.next()).await;
+    let read = tasks::blocking(move || sender.next()).await;
     match read {
         Ok(Ok((frame, sender))) => Some((frame, (None, sender))),
         // The stream ends without a footer, so the receiver refuses it and openraft tries again.
@@ -255,8 +256,8 @@ async fn remove_stale(shared: Arc<Shared>) {
     while replaced.strong_count() > 0 {
         tokio::time::sleep(limits::CHECKPOINT_POLL).await;
     }
-    let data_dir = Arc::clone(&shared.data_dir);
-    let removed = tokio::task::spawn_blocking(move || data_dir.lock().remove_stale_states()).await;
+    let home = Arc::clone(&shared.home);
+    let removed = tasks::blocking(move || home.remove_replaced()).await;
     if !matches!(removed, Ok(Ok(()))) {
         tracing::warn!("cannot remove the replaced state; the next start does");
     }
@@ -282,7 +283,7 @@ fn read_header(header: &SnapshotHeader) -> Result<(Vote, SnapshotMeta), Status> 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
+    match tasks::blocking(work).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Status::internal(error.to_string())),
         Err(panic) => Err(Status::internal(panic.to_string())),
@@ -291,19 +292,15 @@ async fn blocking<T: Send + 'static>(
 
 /// A snapshot on its way in.
 struct Incoming {
-    directory: StagingDir,
-    backend: Arc<SledBackend>,
+    backend: Arc<Box<dyn Backend>>,
+    adopt: Adopt,
     footer: SnapshotFooter,
 }
 
 impl Incoming {
     fn begin(shared: &Shared) -> Result<Incoming, StorageError> {
-        let directory = shared.data_dir.lock().new_staging_dir().map_err(|error| {
-            StorageError::new("making a directory for a snapshot", io::Error::other(error))
-        })?;
-        let options = SledOptions { cache_bytes: shared.storage_cache_bytes, ..Default::default() };
-        let backend = Arc::new(SledBackend::open(directory.path(), options)?);
-        Ok(Incoming { directory, backend, footer: SnapshotFooter::default() })
+        let Stage { backend, adopt } = shared.home.stage()?;
+        Ok(Incoming { backend: Arc::new(backend), adopt, footer: SnapshotFooter::default() })
     }
 
     /// Verifies one frame and writes its pairs.
@@ -339,7 +336,7 @@ impl Incoming {
         }
         SnapshotWriter::new(&*self.backend).finish()?;
         let state = State::open(self.backend, options)?;
-        Ok(Staged { state, directory: self.directory })
+        Ok(Staged { state, adopt: self.adopt })
     }
 }
 

@@ -37,6 +37,7 @@ openraft::declare_raft_types!(
         R = (),
         NodeId = u64,
         Node = MemberNode,
+        AsyncRuntime = super::runtime::Runtime,
 );
 
 /// openraft's log id with our types.

@@ -23,7 +23,7 @@ use crate::member::{Member, MemberOptions, Seed, ShardSeat};
 use crate::metrics::Metrics;
 use crate::raft::peers::Peers;
 use crate::raft::types::MemberNode;
-use crate::raft::{Node, NodeOptions, NodeParts, PeerService};
+use crate::raft::{Node, NodeOptions, NodeParts, PeerService, Tcp};
 use crate::{limits, tasks};
 
 mod connection;
@@ -99,12 +99,12 @@ impl Server {
         });
         let revision = parts.state.revision();
         let seed = Seed::new(member_options(&config, identity), shards, revision, on_fatal);
-        let peers = Peers::new(identity.cluster_id.0, identity.member_id.0);
+        let peers = Peers::new(identity.cluster_id.0, identity.member_id.0, Arc::new(Tcp));
         let metrics = Arc::clone(&parts.metrics);
         let node_parts = NodeParts {
             log: parts.log,
             state: parts.state,
-            data_dir: parts.data_dir,
+            home: parts.home,
             peers,
             observer: seed.observer(),
             sole_voter: parts.sole_voter,
@@ -261,7 +261,6 @@ fn node_options(config: &Config, identity: Identity) -> NodeOptions {
         election_timeout: config.election_timeout,
         catchup_entries: config.snapshot_catchup_entries,
         snapshot_count: config.snapshot_count,
-        storage_cache_bytes: limits::STORAGE_CACHE_BYTES,
         state_options: open::state_options(config),
     }
 }

@@ -3,24 +3,22 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::config::Config;
 use crate::data_dir::{DataDir, DataDirError, Identity};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::raft::log_store::LogStore;
-use crate::raft::{SoleVoter, Store};
+use crate::raft::{SledHome, SoleVoter, Store};
 use crate::state::{Options, State};
-use crate::storage::StorageError;
 use crate::storage::sled::{SledBackend, SledOptions};
+use crate::storage::{Backend, StorageError};
 use crate::wal;
 
 /// Everything that was opened.
 pub(super) struct Opened {
     pub(super) log: LogStore,
     pub(super) state: Store,
-    pub(super) data_dir: Arc<Mutex<DataDir>>,
+    pub(super) home: Arc<SledHome>,
     pub(super) sole_voter: Arc<SoleVoter>,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -95,11 +93,12 @@ pub(super) fn open(
     let path = data_dir.current_state_dir();
     let failed = |source| OpenError::State { path: path.clone(), source };
     let storage = SledOptions { cache_bytes: limits::STORAGE_CACHE_BYTES, ..Default::default() };
-    let backend = SledBackend::open(&path, storage).map_err(failed)?;
+    let backend: Box<dyn Backend> = Box::new(SledBackend::open(&path, storage).map_err(failed)?);
     let state = State::open(Arc::new(backend), state_options(config)).map_err(failed)?;
     check_together(&data_dir, &log, state.applied().map_or(0, |at| at.index))?;
     let sole_voter = Arc::new(SoleVoter::new(identity.member_id.0));
-    Ok(Opened { log, state, data_dir: Arc::new(Mutex::new(data_dir)), sole_voter, metrics })
+    let home = Arc::new(SledHome::new(data_dir, limits::STORAGE_CACHE_BYTES));
+    Ok(Opened { log, state, home, sole_voter, metrics })
 }
 
 /// Log and state must leave no hole between them, and a state must not stand beside a new log:

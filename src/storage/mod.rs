@@ -113,3 +113,39 @@ pub trait Backend: Send + Sync + 'static {
     /// Bytes on disk (or in memory, for a backend without a disk). Cheap; may lag by a second.
     fn size_bytes(&self) -> u64;
 }
+
+/// Whichever it is: a member stands on [`sled`], a simulated one on a disk of its own.
+impl Backend for Box<dyn Backend> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        (**self).get(key)
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        (**self).scan(start, end, visit)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StorageError> {
+        (**self).commit(batch)
+    }
+
+    fn checkpoint(&self) -> Result<(), StorageError> {
+        (**self).checkpoint()
+    }
+
+    fn backlog_bytes(&self) -> usize {
+        (**self).backlog_bytes()
+    }
+
+    fn on_drain(&self, below_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) {
+        (**self).on_drain(below_bytes, wake);
+    }
+
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+}

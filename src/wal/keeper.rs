@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use super::bell::Bell;
 use super::disk::{Disk, DiskFile};
 use super::error::WalError;
 use super::segment::Segment;
-use super::{Options, WalObserver};
+use super::{Options, WalObserver, Workers};
 
 /// Files kept for reuse; more old segments than this are removed.
 const SPARES_MAX: usize = 2;
@@ -50,11 +51,10 @@ pub(super) struct Keeper {
     disk: Arc<dyn Disk>,
     observer: Arc<dyn WalObserver>,
     segment_bytes: u64,
-    /// False: no thread, the writer does the work when it needs it.
-    background: bool,
+    workers: Workers,
     space_low: AtomicBool,
     state: Mutex<State>,
-    changed: Condvar,
+    changed: Bell,
 }
 
 impl Keeper {
@@ -88,10 +88,10 @@ impl Keeper {
             disk,
             observer: Arc::clone(&options.observer),
             segment_bytes: options.segment_bytes,
-            background: options.background,
+            workers: options.workers.clone(),
             space_low: AtomicBool::new(false),
             state: Mutex::new(state),
-            changed: Condvar::new(),
+            changed: Bell::new(matches!(options.workers, Workers::Tasks(_))),
         }))
     }
 
@@ -110,27 +110,50 @@ impl Keeper {
             }
             if worked.is_err() && state.closing {
                 state.closed = true;
-                self.changed.notify_all();
+                self.changed.ring();
                 return;
             }
             if worked.is_err() {
-                self.changed.wait_for(&mut state, RETRY);
+                self.changed.threads().wait_for(&mut state, RETRY);
             } else if state.unused.is_empty() && !Self::lacks_spare(&state) {
                 self.changed.wait(&mut state);
             }
         }
     }
 
+    /// The same as a task.
+    pub(super) async fn run_as_task(&self) {
+        loop {
+            let worked = self.work();
+            if self.state.lock().closed {
+                return;
+            }
+            match worked {
+                Ok(()) => self.changed.rung().await,
+                Err(_) => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    /// Waits, as a task, until [`Keeper::take`] finds a file of at least `bytes`, or nobody will free
+    /// space any more.
+    pub(super) async fn ready(&self, bytes: u64) {
+        self.state.lock().wanted_bytes = bytes;
+        while self.work().is_err() && !self.state.lock().closing {
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     /// The writer is about to end: a full disk now ends it, too.
     pub(super) fn begin_close(&self) {
         self.state.lock().closing = true;
-        self.changed.notify_all();
+        self.changed.ring();
     }
 
     /// Ends the thread, and a writer that waits for space.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
-        self.changed.notify_all();
+        self.changed.ring();
     }
 
     /// Makes the file for the first segment, before there is a thread to do it.
@@ -145,8 +168,8 @@ impl Keeper {
             return;
         }
         self.state.lock().unused.extend(unused);
-        self.changed.notify_all();
-        if !self.background {
+        self.changed.ring();
+        if matches!(self.workers, Workers::OneThread) {
             // As in the thread, a failure here costs disk space, not data; the next call retries.
             self.dispose_all().ok();
         }
@@ -159,15 +182,15 @@ impl Keeper {
             if let Some(at) = state.spares.iter().position(|spare| spare.bytes >= bytes) {
                 state.wanted_bytes = 0;
                 let spare = state.spares.swap_remove(at);
-                self.changed.notify_all();
+                self.changed.ring();
                 return Ok(spare);
             }
             if state.closed {
                 return Err(WalError::Closed);
             }
             state.wanted_bytes = bytes;
-            self.changed.notify_all();
-            if self.background {
+            self.changed.ring();
+            if matches!(self.workers, Workers::Threads) {
                 self.changed.wait(&mut state);
             } else {
                 drop(state);
@@ -216,7 +239,7 @@ impl Keeper {
             let mut state = self.state.lock();
             state.unused.pop_front();
             state.spares.extend(spare);
-            self.changed.notify_all();
+            self.changed.ring();
         }
     }
 
@@ -241,7 +264,7 @@ impl Keeper {
         };
         self.disk.rename(&unfinished, &name)?;
         self.state.lock().spares.push(Spare { name, file, bytes });
-        self.changed.notify_all();
+        self.changed.ring();
         Ok(())
     }
 

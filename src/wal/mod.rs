@@ -25,8 +25,10 @@
 //!   a disk that hangs, and go on from there.
 //!
 //! Files: `record` (bytes of a record), `segment` (header, scanner), `table` (index of entries),
-//! `writer` (the thread), `keeper` (spares), `recovery` (open), `disk` and `sim` (the seam).
+//! `writer` (the thread), `keeper` (spares), `recovery` (open), `disk` and `sim` (the seam), `bell`
+//! (wakes the workers).
 
+mod bell;
 mod disk;
 mod error;
 mod keeper;
@@ -47,9 +49,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::{Notify, watch};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
 
+use self::bell::Bell;
 pub use self::disk::{Disk, DiskFile, RealDisk};
 pub use self::error::WalError;
 use self::keeper::Keeper;
@@ -59,6 +62,7 @@ use self::segment::{Checkpoint, HEADER_BYTES, Header, Scanner};
 use self::table::Table;
 use self::writer::{Cursor, Writer};
 use crate::limits::{LOG_QUEUE_BYTES_MAX, LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES};
+use crate::tasks::{self, watch};
 
 /// What to do with a completion: called once, on the writer's thread, and must not block.
 pub type Callback = Box<dyn FnOnce(Result<(), WalError>) + Send>;
@@ -74,9 +78,20 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Who is told about flushes and trouble.
     pub observer: Arc<dyn WalObserver>,
-    /// Prepare spare files in a thread of their own. Tests on a simulated disk turn it off to get
-    /// the same order of disk operations each time.
-    pub background: bool,
+    /// Who does the work.
+    pub workers: Workers,
+}
+
+/// Who does the log's work.
+#[derive(Clone)]
+pub enum Workers {
+    /// A thread that writes, and one that prepares spare files.
+    Threads,
+    /// A thread that writes and prepares. Tests on a simulated disk get the same order of disk
+    /// operations each time with it.
+    OneThread,
+    /// Tasks of the current runtime; a flush takes as long as this says. For simulations.
+    Tasks(Arc<dyn Fn() -> Duration + Send + Sync>),
 }
 
 impl Options {
@@ -94,7 +109,7 @@ impl Options {
             identity,
             segment_bytes: LOG_SEGMENT_BYTES,
             observer: Arc::new(Unobserved),
-            background: true,
+            workers: Workers::Threads,
         }
     }
 }
@@ -187,6 +202,15 @@ struct Queue {
     failed: Option<WalError>,
 }
 
+impl Queue {
+    fn has_work(&self) -> bool {
+        // The last committed position is only a hint, but a free one when the log is closed.
+        let batch = &self.batch;
+        let is_last = self.closed && batch.committed.is_some();
+        !batch.ops.is_empty() || !batch.callbacks.is_empty() || is_last
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Durable {
     /// The index after the last durable entry.
@@ -198,7 +222,7 @@ struct Durable {
 /// What the handle and the writer share.
 struct Shared {
     queue: Mutex<Queue>,
-    queued: Condvar,
+    queued: Bell,
     /// Wakes those who wait for room in the queue.
     room: Notify,
     table: Mutex<Table>,
@@ -212,19 +236,34 @@ impl Shared {
     /// Waits for work and moves it into the empty `batch`. False: closed, and nothing left.
     fn take(&self, batch: &mut Batch) -> bool {
         let mut queue = self.queue.lock();
-        loop {
-            if !queue.batch.ops.is_empty() || !queue.batch.callbacks.is_empty() {
-                break;
-            }
+        while !queue.has_work() {
             if queue.closed {
-                // The last committed position is only a hint, but a free one at this point.
-                if queue.batch.committed.is_some() {
-                    break;
-                }
                 return false;
             }
             self.queued.wait(&mut queue);
         }
+        self.take_all(queue, batch);
+        true
+    }
+
+    /// As [`Shared::take`], for a task.
+    async fn taken(&self, batch: &mut Batch) -> bool {
+        loop {
+            {
+                let queue = self.queue.lock();
+                if queue.has_work() {
+                    self.take_all(queue, batch);
+                    return true;
+                }
+                if queue.closed {
+                    return false;
+                }
+            }
+            self.queued.rung().await;
+        }
+    }
+
+    fn take_all(&self, mut queue: MutexGuard<'_, Queue>, batch: &mut Batch) {
         mem::swap(&mut queue.batch, batch);
         queue.truncated_from = u64::MAX;
         let was_full = mem::take(&mut queue.bytes) >= LOG_QUEUE_BYTES_MAX;
@@ -232,7 +271,6 @@ impl Shared {
         if was_full {
             self.room.notify_waiters();
         }
-        true
     }
 
     fn complete(&self, batch: &mut Batch, durable_next: u64) {
@@ -306,7 +344,7 @@ impl Wal {
                 closed: false,
                 failed: None,
             }),
-            queued: Condvar::new(),
+            queued: Bell::new(matches!(options.workers, Workers::Tasks(_))),
             room: Notify::new(),
             table: Mutex::new(table),
             durable: watch::Sender::new(durable),
@@ -314,10 +352,18 @@ impl Wal {
             observer: Arc::clone(&options.observer),
         });
         let writer = Writer::new(options, Arc::clone(&shared), Arc::clone(&keeper), cursor);
-        let mut threads = vec![spawn("log-writer", || writer.run())?];
-        if options.background {
-            let keeper = Arc::clone(&keeper);
-            threads.push(spawn("log-keeper", move || keeper.run())?);
+        let mut threads = Vec::new();
+        let for_keeper = Arc::clone(&keeper);
+        match &options.workers {
+            Workers::Threads => {
+                threads.push(spawn("log-writer", || writer.run())?);
+                threads.push(spawn("log-keeper", move || for_keeper.run())?);
+            }
+            Workers::OneThread => threads.push(spawn("log-writer", || writer.run())?),
+            Workers::Tasks(pace) => {
+                drop(tasks::spawn("log-writer", writer.run_as_task(Arc::clone(pace))));
+                drop(tasks::spawn("log-keeper", async move { for_keeper.run_as_task().await }));
+            }
         }
         Ok(Self { shared, keeper, threads })
     }
@@ -347,7 +393,7 @@ impl Wal {
         }
         queue.batch.callbacks.extend(done);
         drop(queue);
-        self.shared.queued.notify_one();
+        self.shared.queued.ring();
     }
 
     /// Queues the committed position. It becomes durable with the next flush that something else
@@ -468,8 +514,13 @@ impl Wal {
 impl Drop for Wal {
     fn drop(&mut self) {
         self.shared.queue.lock().closed = true;
-        self.shared.queued.notify_one();
-        let mut threads = mem::take(&mut self.threads).into_iter();
+        self.shared.queued.ring();
+        let threads = mem::take(&mut self.threads);
+        if threads.is_empty() {
+            // The task closes the keeper itself, when it has done.
+            return self.keeper.begin_close();
+        }
+        let mut threads = threads.into_iter();
         let me = thread::current().id();
         // A last handle dropped inside a completion must not wait for its own thread.
         let writer = threads.next().filter(|writer| writer.thread().id() != me);

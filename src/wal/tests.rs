@@ -12,7 +12,7 @@ const IDENTITY: Identity = Identity { cluster_id: 0xc1, member_id: 0xa1 };
 fn options(disk: &SimDisk) -> Options {
     let mut options = Options::on(Arc::new(disk.clone()), IDENTITY);
     options.segment_bytes = 8 * 1024;
-    options.background = false;
+    options.workers = Workers::OneThread;
     options
 }
 
@@ -399,7 +399,7 @@ fn full_disk_warns_waits_and_goes_on() {
     disk.limit_bytes(Some(12 * 1024));
     let watch = Arc::new(Watch::default());
     let mut options = options(&disk);
-    options.background = true;
+    options.workers = Workers::Threads;
     options.observer = Arc::clone(&watch) as Arc<dyn WalObserver>;
     let wal = Wal::open(&options, |_| Ok(())).unwrap();
     {
@@ -427,7 +427,7 @@ fn full_disk_does_not_block_closing() {
     let disk = SimDisk::new();
     disk.limit_bytes(Some(12 * 1024));
     let mut options = options(&disk);
-    options.background = true;
+    options.workers = Workers::Threads;
     let wal = Wal::open(&options, |_| Ok(())).unwrap();
     let (sender, receiver) = mpsc::channel();
     let done: Callback = Box::new(move |result| sender.send(result).unwrap());

@@ -89,14 +89,56 @@ impl Writer {
         }
     }
 
+    /// The same as a task; between write and flush it waits as long as `pace` says.
+    pub(super) async fn run_as_task(mut self, pace: Arc<dyn Fn() -> Duration + Send + Sync>) {
+        let mut batch = Batch::default();
+        while self.shared.taken(&mut batch).await {
+            if let Some(bytes) = self.wanted_bytes(&batch) {
+                self.keeper.ready(bytes).await;
+            }
+            let staged = self.stage(&mut batch);
+            tokio::time::sleep(pace()).await;
+            match staged.and_then(|()| self.finish()) {
+                Ok(durable_next) => self.shared.complete(&mut batch, durable_next),
+                Err(error) => {
+                    self.shared.fail(&mut batch, &error);
+                    break;
+                }
+            }
+        }
+        self.keeper.close();
+    }
+
+    /// How large a file the next segment must be, if `batch` needs one.
+    fn wanted_bytes(&self, batch: &Batch) -> Option<u64> {
+        let bytes = |op: &Op| record::record_bytes(op.payload_bytes()) as u64;
+        let largest = batch.ops.iter().map(bytes).max().unwrap_or(0);
+        let committed = batch.committed.as_ref().map_or(0, |payload| payload.len());
+        let committed = record::record_bytes(committed) as u64;
+        let all = batch.ops.iter().map(bytes).sum::<u64>() + committed;
+        let is_full = self.cursor.offset + all > self.cursor.segment.bytes;
+        is_full.then_some(HEADER_BYTES as u64 + largest.max(committed))
+    }
+
     /// Makes a batch durable. Returns the index after the last durable entry.
     fn write(&mut self, batch: &mut Batch) -> Result<u64, WalError> {
+        self.stage(batch)?;
+        self.finish()
+    }
+
+    /// Writes a batch.
+    fn stage(&mut self, batch: &mut Batch) -> Result<(), WalError> {
         for op in batch.ops.drain(..) {
             self.encode(op)?;
         }
         if let Some(committed) = batch.committed.take() {
             self.encode(Op::committed(committed))?;
         }
+        self.write_buffer()
+    }
+
+    /// Makes what is written durable. Returns the index after the last durable entry.
+    fn finish(&mut self) -> Result<u64, WalError> {
         self.flush()?;
         let mut table = self.shared.table.lock();
         let durable_next = table.next_index;

@@ -80,7 +80,7 @@ impl Hub {
                 highest_first = !highest_first;
                 let (source, results) = (Arc::clone(&source), results.clone());
                 tasks::spawn("watch-read", async move {
-                    let done = tokio::task::spawn_blocking(move || {
+                    let done = tasks::blocking(move || {
                         let read = source.read(plan.from(), &|key| plan.wants_prev(key));
                         (plan, read)
                     });
@@ -91,6 +91,7 @@ impl Hub {
                 });
             }
             tokio::select! {
+                biased;
                 Some((plan, read)) = read.recv() => {
                     is_reading = false;
                     match read {

@@ -14,5 +14,6 @@ mod lease;
 mod lock;
 mod model;
 mod scripts;
+mod sim;
 mod snapshot;
 mod watch;

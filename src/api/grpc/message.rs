@@ -2,12 +2,12 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
 use prost::Message;
 
 use super::super::status::{Code, Status};
 use super::gzip;
 use super::head::{Call, Encoding, quoted};
+use super::requests::RequestBody;
 
 /// Compression flag and length in front of every message.
 pub(crate) const PREFIX_BYTES: usize = 5;
@@ -56,9 +56,9 @@ impl Received {
 
 impl Call {
     /// Reads the message of a call that has one, of at most `bytes_max` bytes.
-    pub(crate) async fn receive(
+    pub(crate) async fn receive<B: RequestBody>(
         &self,
-        mut body: Incoming,
+        mut body: B,
         bytes_max: usize,
     ) -> Result<Received, Status> {
         self.check_encoding()?;

@@ -18,7 +18,6 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use super::status::Status;
@@ -33,6 +32,7 @@ pub use answers::AnswerQueue;
 pub(crate) use answers::{Answers, Meter};
 pub(crate) use head::{Call, Encoding, Refusal};
 pub(crate) use message::{FrameBuilder, as_in_streams, decode, decode_in_stream, encode};
+pub use requests::RequestBody;
 pub(crate) use requests::Requests;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -183,12 +183,12 @@ impl Call {
     /// Opens both directions of a call; about `answers_bytes_max` of answers may wait to be sent.
     ///
     /// The queue is for [`Call::answer_open`]; whoever keeps the other two serves the call.
-    pub(crate) fn open(
+    pub(crate) fn open<B: RequestBody>(
         &self,
-        body: Incoming,
+        body: B,
         bounds: Bounds,
         meter: Meter,
-    ) -> Result<(Requests, Answers, AnswerQueue), Status> {
+    ) -> Result<(Requests<B>, Answers, AnswerQueue), Status> {
         self.check_encoding()?;
         let requests = Requests::new(self.clone(), body, bounds.request_bytes_max);
         let is_gzip = self.encoding == Encoding::Gzip;

@@ -4,27 +4,39 @@
 //! what was asked for but the rest of an HTTP/2 frame, so a client that sends faster than it is
 //! served meets its flow-control window.
 
+use std::fmt;
+
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::super::status::{Code, Status};
 use super::head::Call;
 use super::message::{self, PREFIX_BYTES, UNEXPECTED_EOF};
 
+/// The body of a request: HTTP/2's, or what a simulated network hands over.
+pub trait RequestBody:
+    http_body::Body<Data = Bytes, Error: fmt::Display> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestBody for B where
+    B: http_body::Body<Data = Bytes, Error: fmt::Display> + Send + Unpin + 'static
+{
+}
+
 /// What comes in on a bidi stream.
 #[derive(Debug)]
-pub(crate) struct Requests {
+pub(crate) struct Requests<B> {
     call: Call,
     /// None once the client has ended its side.
-    body: Option<Incoming>,
+    body: Option<B>,
     buffer: BytesMut,
     bytes_max: usize,
     has_failed: bool,
 }
 
-impl Requests {
-    pub(super) fn new(call: Call, body: Incoming, bytes_max: usize) -> Self {
+impl<B: RequestBody> Requests<B> {
+    pub(super) fn new(call: Call, body: B, bytes_max: usize) -> Self {
         let buffer = BytesMut::new();
         Requests { call, body: Some(body), buffer, bytes_max, has_failed: false }
     }

@@ -252,6 +252,7 @@ impl Lessor {
                 held = wanted;
             }
             let more = tokio::select! {
+                biased;
                 changed = leadership.changed() => changed.is_ok(),
                 changed = applied.changed(), if held != wanted => changed.is_ok(),
             };
