@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
 
 use crate::limits;
 use crate::raft::{Shared, Store};
 use crate::state::CompactStep;
 use crate::storage::{Backend, StorageError};
-use crate::tasks;
+use crate::tasks::{self, watch};
 
 /// The background compaction of one member.
 pub(crate) struct Compactor {

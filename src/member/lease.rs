@@ -106,7 +106,7 @@ impl Member {
         let index = receiver.await.ok()?;
         let mut applied = self.node.shared().applied();
         let reached = applied.wait_for(|at| *at >= index);
-        tokio::time::timeout(self.options().request_timeout, reached).await.ok()?.ok()?;
+        drop(tokio::time::timeout(self.options().request_timeout, reached).await.ok()?.ok()?);
         self.time_to_live_here(&request)
     }
 

@@ -352,7 +352,7 @@ impl Member {
         loop {
             tokio::time::sleep(limits::SWEEP_INTERVAL).await;
             let now = clock::now();
-            if leadership.has_changed().unwrap_or(false) {
+            if leadership.has_changed() {
                 leadership.mark_unchanged();
                 lost_leader_at = Some(now);
             }

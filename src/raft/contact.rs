@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use crate::clock;
+use crate::tasks::watch;
 
 /// When the leader was heard, and what follows from it.
 #[derive(Debug)]

@@ -11,7 +11,6 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Config, LinearizerOption, Raft, RaftLogReader, ServerState, SnapshotPolicy};
-use tokio::sync::watch;
 
 use super::confirm::Confirmations;
 use super::contact::Contact;
@@ -27,7 +26,7 @@ use crate::limits;
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
 use crate::state::Options;
-use crate::tasks;
+use crate::tasks::{self, watch};
 
 type OurRaft = Raft<TypeConfig, StateMachine>;
 

@@ -8,12 +8,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::time::Duration;
 
-use openraft_rt::{AsyncRuntime, OptionalSend};
-use openraft_rt_tokio::{
-    TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime, TokioWatch,
-};
+use openraft_rt::watch::{RecvError, SendError, Watch, WatchReceiver, WatchSender};
+use openraft_rt::{AsyncRuntime, OptionalSend, OptionalSync};
+use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime};
 
-use crate::tasks;
+use crate::tasks::{self, watch};
 
 /// See the head of this file.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ impl AsyncRuntime for Runtime {
     type Timeout<R, T: Future<Output = R> + OptionalSend> = tokio::time::Timeout<T>;
     type ThreadLocalRng = Random;
     type Mpsc = TokioMpsc;
-    type Watch = TokioWatch;
+    type Watch = Watches;
     type Oneshot = TokioOneshot;
     type Mutex<T: OptionalSend + 'static> = TokioMutex<T>;
 
@@ -100,5 +99,59 @@ impl rand::TryRng for Random {
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
         fastrand::fill(bytes);
         Ok(())
+    }
+}
+
+/// Watched values; see [`watch`].
+#[derive(Debug)]
+pub struct Watches;
+
+impl Watch for Watches {
+    type Sender<T: OptionalSend + OptionalSync> = watch::Sender<T>;
+    type Receiver<T: OptionalSend + OptionalSync> = watch::Receiver<T>;
+    type Ref<'a, T: OptionalSend + 'a> = watch::Ref<'a, T>;
+
+    fn channel<T: OptionalSend + OptionalSync>(value: T) -> (watch::Sender<T>, watch::Receiver<T>) {
+        watch::channel(value)
+    }
+}
+
+impl<T: OptionalSend + OptionalSync> WatchSender<Watches, T> for watch::Sender<T> {
+    fn send(&self, value: T) -> Result<(), SendError<T>> {
+        // As tokio's: what nobody watches is not changed.
+        if !self.has_receivers() {
+            return Err(SendError(value));
+        }
+        self.send_replace(value);
+        Ok(())
+    }
+
+    fn send_if_modified<F>(&self, modify: F) -> bool
+    where
+        F: FnOnce(&mut T) -> bool,
+    {
+        watch::Sender::send_if_modified(self, modify)
+    }
+
+    fn borrow_watched(&self) -> watch::Ref<'_, T> {
+        self.borrow()
+    }
+
+    fn subscribe(&self) -> watch::Receiver<T> {
+        watch::Sender::subscribe(self)
+    }
+}
+
+impl<T: OptionalSend + OptionalSync> WatchReceiver<Watches, T> for watch::Receiver<T> {
+    async fn changed(&mut self) -> Result<(), RecvError> {
+        watch::Receiver::changed(self).await.map_err(|watch::Closed| RecvError(()))
+    }
+
+    fn borrow_watched(&self) -> watch::Ref<'_, T> {
+        self.borrow()
+    }
+
+    fn borrow_and_update(&mut self) -> watch::Ref<'_, T> {
+        watch::Receiver::borrow_and_update(self)
     }
 }

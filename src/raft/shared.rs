@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::cluster_clock::ClusterClock;
 use super::log_hold::LogHold;
@@ -16,6 +16,7 @@ use crate::clock;
 use crate::limits;
 use crate::state::{Options, Position};
 use crate::storage::Backend;
+use crate::tasks::watch;
 
 /// The state and everything around it that outlives a single call.
 pub struct Shared {

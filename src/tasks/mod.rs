@@ -17,6 +17,7 @@ use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 
 mod scope;
+pub mod watch;
 
 pub use scope::{Scope, Surroundings};
 

@@ -50,7 +50,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use self::bell::Bell;
 pub use self::disk::{Disk, DiskFile, RealDisk};
@@ -62,7 +62,7 @@ use self::segment::{Checkpoint, HEADER_BYTES, Header, Scanner};
 use self::table::Table;
 use self::writer::{Cursor, Writer};
 use crate::limits::{LOG_QUEUE_BYTES_MAX, LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES};
-use crate::tasks;
+use crate::tasks::{self, watch};
 
 /// What to do with a completion: called once, on the writer's thread, and must not block.
 pub type Callback = Box<dyn FnOnce(Result<(), WalError>) + Send>;

@@ -58,7 +58,7 @@ async fn leader(hosts: &[Arc<Host>]) -> usize {
 fn sim_a_leader_whose_disk_hangs_is_replaced() {
     tell(async |world, hosts| {
         let first = leader(&hosts).await;
-        let other = door(&world, (first + 1) % 3);
+        let other = door(&world, &hosts.clone().into(), (first + 1) % 3);
         let grant = Op::Grant(LeaseGrantRequest { id: 5, ttl: 600 });
         assert!(matches!(other.call(grant).await, Outcome::Ok(_)));
         hosts[first].stall(Duration::from_secs(300));

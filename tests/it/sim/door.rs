@@ -1,6 +1,8 @@
 //! The way of a simulated client to the members: tonic's clients over the simulated network.
 
 use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream;
@@ -17,8 +19,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tonic::{Code, Request, Status};
 
-use super::log::EventLog;
-use super::net::{FIRST_CLIENT, Net};
+use super::host::{Host, World};
+use super::net::FIRST_CLIENT;
 use crate::support::history::{Op, Outcome, Reply};
 use crate::support::workload::{Door, WatchStream};
 
@@ -27,22 +29,24 @@ const WATCH_RESPONSES_MAX: usize = 16;
 
 /// One client's way.
 pub(crate) struct SimDoor {
-    pub(crate) net: Net,
-    pub(crate) log: EventLog,
+    pub(crate) world: Arc<World>,
+    pub(crate) hosts: Rc<[Arc<Host>]>,
     pub(crate) client: usize,
-    pub(crate) members: usize,
     pub(crate) member: Cell<usize>,
-    pub(crate) patience: Duration,
 }
 
 impl SimDoor {
     fn line(&self) -> Line {
-        self.net.line(FIRST_CLIENT + self.client, self.member.get())
+        // Where a member is lost for good, its clients go to the next.
+        let next = self.hosts.iter().cycle().skip(self.member.get()).take(self.hosts.len());
+        let host = next.clone().find(|host| !host.is_lost());
+        let member = host.map_or(self.member.get(), |host| host.number);
+        self.world.net.line(FIRST_CLIENT + self.client, member)
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(self.patience);
+        request.set_timeout(self.world.plan.patience);
         request
     }
 
@@ -77,7 +81,7 @@ impl SimDoor {
             let answer = answers.message().await?;
             answer.ok_or_else(|| Status::unknown("the stream ended without an answer"))
         };
-        let asked = tokio::time::timeout(self.patience, asked).await;
+        let asked = tokio::time::timeout(self.world.plan.patience, asked).await;
         asked.unwrap_or_else(|_| Err(Status::cancelled("Timeout expired")))
     }
 }
@@ -86,7 +90,7 @@ impl Door for SimDoor {
     type Watch = SimWatch;
 
     fn now(&self) -> Duration {
-        self.log.now()
+        self.world.log.now()
     }
 
     async fn sleep(&self, time: Duration) {
@@ -95,7 +99,7 @@ impl Door for SimDoor {
 
     async fn call(&self, op: Op) -> Outcome {
         // A client never waits for ever, whatever the member does.
-        let asked = tokio::time::timeout(self.patience * 2, self.ask(op)).await;
+        let asked = tokio::time::timeout(self.world.plan.patience * 2, self.ask(op)).await;
         match asked {
             Ok(Ok(reply)) => Outcome::Ok(reply),
             Ok(Err(status)) if never_left(&status) => Outcome::Refused(status.message().to_owned()),
@@ -117,7 +121,7 @@ impl Door for SimDoor {
     }
 
     fn turn(&self) {
-        self.member.set((self.member.get() + 1) % self.members);
+        self.member.set((self.member.get() + 1) % self.hosts.len());
     }
 }
 

@@ -90,6 +90,8 @@ fn run_all(seeds: &[u64], threads: usize) -> Summary {
                     if !report.violations.is_empty() {
                         summary.failed.push(seed);
                         tell(&report);
+                    } else if seeds.len() == 1 {
+                        keep(&report);
                     }
                 }
             });
@@ -103,14 +105,18 @@ fn run_all(seeds: &[u64], threads: usize) -> Summary {
 /// Prints how to see a failure again, and keeps its log.
 fn tell(report: &Report) {
     let seed = report.seed;
-    let path = format!("{}/sim-{seed}.log", log_dir());
-    let kept = std::fs::write(&path, &report.log);
     eprintln!("seed {seed} fails:");
     for violation in &report.violations {
         eprintln!("  {violation}");
     }
     eprintln!("  replay: QUORATE_SIM_SEEDS={seed} cargo test --release --test it sim");
-    match kept {
+    keep(report);
+}
+
+/// Writes the log of a run to a file.
+fn keep(report: &Report) {
+    let path = format!("{}/sim-{}.log", log_dir(), report.seed);
+    match std::fs::write(&path, &report.log) {
         Ok(()) => eprintln!("  log: {path}"),
         Err(error) => eprintln!("  its log cannot be kept in {path}: {error}"),
     }

@@ -82,9 +82,10 @@ impl Plan {
             bad_disks: rng.u8(..10) < 2,
         };
         let small_snapshots = rng.u8(..10) < 7;
+        let members = if rng.u8(..10) < 7 { 3 } else { 5 };
         Plan {
             seed,
-            members: if rng.u8(..10) < 7 { 3 } else { 5 },
+            members,
             election_timeout,
             heartbeat_interval: election_timeout / 10,
             snapshot_count: if small_snapshots { rng.u64(5..100) } else { 10_000 },
@@ -98,9 +99,25 @@ impl Plan {
             flush_max: Duration::from_micros([300, 1_000, 5_000, 20_000][rng.usize(..4)]),
             blocking_max: Duration::from_micros([0, 500, 5_000][rng.usize(..3)]),
             link: link(rng, faults.noise),
-            mix: Mix { pause_max: Duration::from_millis(rng.u64(5..200)), ..Mix::default() },
+            mix: mix(rng, members),
             patience: Duration::from_millis(rng.u64(1_000..8_000)),
         }
+    }
+}
+
+fn mix(rng: &mut Rng, members: usize) -> Mix {
+    Mix {
+        members,
+        registers: rng.usize(1..=4),
+        txns: rng.usize(..=2),
+        appenders: rng.usize(..=3),
+        readers: rng.usize(1..=2),
+        leases: rng.usize(..=3),
+        locks: rng.usize(..=2),
+        watchers: rng.usize(..=3),
+        compacts: rng.bool(),
+        pause_max: Duration::from_millis([20, 100, 400][rng.usize(..3)]),
+        ..Mix::default()
     }
 }
 

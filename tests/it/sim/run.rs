@@ -1,7 +1,8 @@
 //! One run: trouble while clients work, then everything heals, and the cluster has to work again.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ use super::nemesis::{FaultCounts, Nemesis};
 use super::net::Net;
 use super::plan::Plan;
 use crate::support::history::{History, Op, Outcome};
-use crate::support::workload::{Door, Workload};
+use crate::support::judges;
+use crate::support::judges::lease::Patience;
+use crate::support::workload::{Client, Workload};
 
 /// How often the monitor looks at the members.
 const LOOK: Duration = Duration::from_millis(250);
@@ -71,18 +74,18 @@ async fn simulate(plan: Plan) -> Report {
     net.set_default(plan.link);
     let checks = Checks::new(log.clone());
     let world = Arc::new(World { plan, log, net, checks });
-    let hosts: Vec<Arc<Host>> =
+    let hosts: Rc<[Arc<Host>]> =
         (0..world.plan.members).map(|number| Host::new(number, &world)).collect();
-    for host in &hosts {
+    for host in &*hosts {
         host.start().await;
     }
     let mut nemesis = Nemesis::new(&world, &hosts);
     let workload = Workload::new(world.plan.seed, world.plan.mix.clone());
-    let clients = workload.run(|number| door(&world, number));
+    let clients = workload.run(|client| door(&world, &hosts, client));
     let course = async {
         nemesis.run(Instant::now() + world.plan.trouble).await;
         nemesis.heal().await;
-        is_alive(&world, &hosts).await;
+        is_alive(&world, &hosts, workload.history()).await;
         workload.stop();
     };
     let both = async { tokio::join!(biased; clients, course) };
@@ -99,21 +102,15 @@ async fn simulate(plan: Plan) -> Report {
     }
     judge(&world, &workload.history().borrow());
     let report = report(&world, nemesis.counts().clone(), &workload.history().borrow());
-    for host in &hosts {
+    for host in &*hosts {
         host.crash(super::host::Death::Killed).await;
     }
     report
 }
 
-pub(super) fn door(world: &World, number: usize) -> SimDoor {
-    SimDoor {
-        net: world.net.clone(),
-        log: world.log.clone(),
-        client: number,
-        members: world.plan.members,
-        member: Cell::new(number % world.plan.members),
-        patience: world.plan.patience,
-    }
+pub(super) fn door(world: &Arc<World>, hosts: &Rc<[Arc<Host>]>, client: usize) -> SimDoor {
+    let member = Cell::new(client % hosts.len());
+    SimDoor { world: Arc::clone(world), hosts: Rc::clone(hosts), client, member }
 }
 
 fn report(world: &World, faults: FaultCounts, history: &History) -> Report {
@@ -172,10 +169,12 @@ async fn look_at_log(checks: &Checks, member: usize, mut log: LogStore, seen: &m
 ///
 /// Source: Raft, section 5.6: as long as a majority is up and messages take less than the election
 /// timeout, there is a steady leader.
-async fn is_alive(world: &Arc<World>, hosts: &[Arc<Host>]) {
+async fn is_alive(world: &Arc<World>, hosts: &Rc<[Arc<Host>]>, history: &RefCell<History>) {
     let limit = world.plan.election_timeout * 20 + Duration::from_secs(15);
     for host in hosts.iter().filter(|host| !host.is_lost()) {
-        let probe = SimDoor { client: PROBE + host.number, ..door(world, host.number) };
+        let number = PROBE + host.number;
+        let door = SimDoor { member: Cell::new(host.number), ..door(world, hosts, number) };
+        let probe = Client { number, door, history };
         let worked = timeout(limit, works(&probe, host)).await;
         if worked.is_err() {
             let text = format!("{} does not serve within {limit:?}", host.name());
@@ -185,7 +184,7 @@ async fn is_alive(world: &Arc<World>, hosts: &[Arc<Host>]) {
 }
 
 /// Tries until a put and a read have succeeded.
-async fn works(probe: &SimDoor, host: &Arc<Host>) {
+async fn works(probe: &Client<'_, SimDoor>, host: &Arc<Host>) {
     let key = bytes::Bytes::from(format!("probe/{}", host.number));
     let put = Op::Put(PutRequest { key: key.clone(), value: "1".into(), ..Default::default() });
     let get = Op::Range(RangeRequest { key, ..RangeRequest::default() });
@@ -239,5 +238,12 @@ fn same_hashes<'h>(world: &World, hosts: impl Iterator<Item = &'h Arc<Host>>) {
 
 /// Judges what the clients saw.
 fn judge(world: &World, history: &History) {
-    let _ = (world, history);
+    let late = world.plan.trouble + Duration::from_secs(60);
+    let verdict = judges::judge(history, Patience { late, ..Patience::default() });
+    for violation in &verdict.violations {
+        world.checks.violated("what clients may see", violation);
+    }
+    for text in &verdict.undecided {
+        world.checks.violated("what clients may see: undecided", text);
+    }
 }
