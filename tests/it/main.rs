@@ -13,6 +13,7 @@ mod ctl;
 mod lease;
 mod lock;
 mod model;
+mod ordeal;
 mod scripts;
 mod snapshot;
 mod watch;

@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub(crate) mod conformance;
 pub(crate) mod load;
 pub(crate) mod memory;
+pub(crate) mod ordeal;
 pub(crate) mod script;
 pub(crate) mod server;
 pub(crate) mod watch;
