@@ -5,6 +5,7 @@ use tokio::sync::Mutex;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod conformance;
+pub(crate) mod history;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod ordeal;
@@ -12,6 +13,7 @@ pub(crate) mod script;
 pub(crate) mod server;
 pub(crate) mod watch;
 pub(crate) mod watch_history;
+pub(crate) mod workload;
 
 /// Held by tests that keep the whole machine busy or measure time: one after the other.
 pub(crate) static BUSY: Mutex<()> = Mutex::const_new(());
