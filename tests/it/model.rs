@@ -26,8 +26,7 @@ use quorate::state::{
 
 use crate::support::memory::Map;
 use crate::support::seed;
-
-type Store = BTreeMap<Bytes, KeyValue>;
+use crate::support::store::{Pairs as Store, holds, inside, select};
 
 /// A fact, and the pairs it is about.
 type Line = (String, Vec<KeyValue>);
@@ -135,27 +134,8 @@ impl Model {
     }
 
     fn branch<'t>(&self, txn: &'t TxnRequest) -> &'t [RequestOp] {
-        let holds = txn.compare.iter().all(|compare| self.holds(compare));
+        let holds = txn.compare.iter().all(|compare| holds(self.current(), compare));
         if holds { &txn.success } else { &txn.failure }
-    }
-
-    fn holds(&self, compare: &Compare) -> bool {
-        let in_range = |key: &Bytes| inside(key, &compare.key, &compare.range_end);
-        let found = self.current().values().filter(|kv| in_range(&kv.key));
-        let found: Vec<KeyValue> = found.cloned().collect();
-        let none = found.is_empty();
-        let test = |kv: &KeyValue| {
-            let order = match compare.target_union.as_ref().unwrap() {
-                TargetUnion::Version(wanted) => kv.version.cmp(wanted),
-                TargetUnion::CreateRevision(wanted) => kv.create_revision.cmp(wanted),
-                TargetUnion::ModRevision(wanted) => kv.mod_revision.cmp(wanted),
-                TargetUnion::Value(_) if none => return false,
-                TargetUnion::Value(wanted) => kv.value.cmp(wanted),
-                TargetUnion::Lease(wanted) => kv.lease.cmp(wanted),
-            };
-            [order.is_eq(), order.is_gt(), order.is_lt(), order.is_ne()][compare.result as usize]
-        };
-        if none { test(&KeyValue::default()) } else { found.iter().all(test) }
     }
 
     fn check(&self, ops: &[RequestOp]) -> Result<(), RequestError> {
@@ -252,14 +232,6 @@ impl Model {
     }
 }
 
-fn inside(key: &[u8], start: &[u8], end: &[u8]) -> bool {
-    match end {
-        b"" => key == start,
-        b"\0" => key >= start,
-        end => key >= start && key < end,
-    }
-}
-
 /// Whether two operations of a branch might change one key, by trying every key there is.
 ///
 /// As in etcd, deletes to the end of the store do not count but for puts that keep something, and
@@ -309,51 +281,10 @@ fn clashes(ops: &[RequestOp]) -> bool {
         })
 }
 
-/// The order of work of etcd, word for word: fetch, filter, sort, cut.
+/// What a read of the whole `store` answers.
 fn read(store: &Store, range: &RangeRequest) -> (Vec<KeyValue>, i64, bool) {
     let in_range = |key: &Bytes| inside(key, &range.key, &range.range_end);
-    let mut kvs: Vec<_> = store.values().filter(|kv| in_range(&kv.key)).cloned().collect();
-    let count = kvs.len() as i64;
-    if range.count_only {
-        return (Vec::new(), count, false);
-    }
-    let filters = [
-        range.min_mod_revision,
-        range.max_mod_revision,
-        range.min_create_revision,
-        range.max_create_revision,
-    ];
-    let limit = if range.limit > 0 { range.limit as usize } else { usize::MAX };
-    if range.sort_order == 0 && filters == [0; 4] {
-        kvs.truncate(limit.saturating_add(1));
-    }
-    kvs.retain(|kv| {
-        (filters[0] == 0 || kv.mod_revision >= filters[0])
-            && (filters[1] == 0 || kv.mod_revision <= filters[1])
-            && (filters[2] == 0 || kv.create_revision >= filters[2])
-            && (filters[3] == 0 || kv.create_revision <= filters[3])
-    });
-    let by = |kv: &KeyValue| {
-        let number = [0, kv.version, kv.create_revision, kv.mod_revision, 0];
-        let value = if range.sort_target == 4 { kv.value.clone() } else { Bytes::new() };
-        let key = if range.sort_target == 0 { kv.key.clone() } else { Bytes::new() };
-        (number[range.sort_target as usize], value, key)
-    };
-    if range.sort_order == 2 {
-        kvs.sort_by_key(|kv| std::cmp::Reverse(by(kv)));
-    } else {
-        kvs.sort_by_key(by);
-    }
-    let more = kvs.len() > limit;
-    kvs.truncate(limit);
-    if range.keys_only {
-        for kv in &mut kvs {
-            kv.value = Bytes::new();
-            // As in etcd: only where values were needed for the order the lease stays.
-            kv.lease *= i64::from(range.sort_target == 4);
-        }
-    }
-    (kvs, count, more)
+    select(store.values().filter(|kv| in_range(&kv.key)).cloned().collect(), range)
 }
 
 fn told((kvs, count, more): (Vec<KeyValue>, i64, bool)) -> Line {
