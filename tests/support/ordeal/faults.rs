@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -10,6 +11,9 @@ use quorate::clock;
 
 use super::fleet::Fleet;
 use super::network::{Badness, Cut};
+
+/// Writes that are acknowledged later than this after the begin of a fault were not under way before.
+const NOTICED_AFTER: Duration = Duration::from_millis(500);
 
 /// Everything that can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,13 +171,13 @@ pub(crate) struct Nemesis {
     /// How many faults of each kind were done.
     pub(crate) done: BTreeMap<Kind, usize>,
     /// Whether somebody should write much, so that a full disk is noticed.
-    pub(crate) wants_bulk: Cell<bool>,
+    wants_bulk: Rc<Cell<bool>>,
 }
 
 impl Nemesis {
     /// One that tells times since `start`.
-    pub(crate) fn new(start: Instant, rng: Rng) -> Nemesis {
-        Nemesis { start, rng, done: BTreeMap::new(), wants_bulk: Cell::new(false) }
+    pub(crate) fn new(start: Instant, rng: Rng, wants_bulk: Rc<Cell<bool>>) -> Nemesis {
+        Nemesis { start, rng, done: BTreeMap::new(), wants_bulk }
     }
 
     /// Tells what happens now.
@@ -181,12 +185,21 @@ impl Nemesis {
         eprintln!("{:8.2} s  {text}", (clock::now() - self.start).as_secs_f64());
     }
 
-    /// Does the faults of `plan`, each at its time, and undoes those whose time is over. Those that
-    /// last to the end are left for [`Fleet::heal`].
-    pub(crate) async fn suffer(&mut self, fleet: &mut Fleet, plan: Vec<Fault>) {
+    /// Does the faults of `plan`, each at its time, and undoes each when its time is over.
+    ///
+    /// With `goes_on`, which tells whether somebody could write after a moment, no fault is undone
+    /// before somebody could write during it; panics if that takes longer than `outage_max`.
+    pub(crate) async fn suffer(
+        &mut self,
+        fleet: &mut Fleet,
+        plan: Vec<Fault>,
+        goes_on: Option<&dyn Fn(Instant) -> bool>,
+        outage_max: Duration,
+    ) {
         let begin = clock::now();
         let mut undoes: Vec<(Duration, Undo)> = Vec::new();
         let mut plan = plan.into_iter().peekable();
+        let mut begun_at = Duration::ZERO;
         loop {
             undoes.sort_by_key(|(at, _)| *at);
             let next_fault = plan.peek().map(|fault| fault.at);
@@ -196,11 +209,16 @@ impl Nemesis {
             fleet.look_around();
             if next_undo == Some(next) {
                 let (_, undo) = undoes.remove(0);
+                if let Some(goes_on) = goes_on {
+                    let since = clock::now().min(begin + begun_at + NOTICED_AFTER);
+                    until(|| goes_on(since), since + outage_max).await;
+                }
                 self.say(format_args!("end: {undo:?}"));
                 self.undo(fleet, undo).await;
             } else if let Some(fault) = plan.next() {
                 *self.done.entry(fault.kind).or_default() += 1;
                 let ends = fault.at + fault.lasts;
+                begun_at = fault.at;
                 let undo = self.begin(fleet, fault).await;
                 undoes.push((ends, undo));
             }
@@ -266,6 +284,14 @@ impl Nemesis {
             Undo::Unthrottle(at) => fleet.network().throttle(at, None),
             Undo::Mend(at) => fleet.network().mend(at),
         }
+    }
+}
+
+/// Waits until `is_so`; panics at the deadline.
+async fn until(is_so: impl Fn() -> bool, deadline: Instant) {
+    while !is_so() {
+        assert!(clock::now() < deadline, "violation: one fault keeps everybody from writing");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
