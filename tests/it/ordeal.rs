@@ -48,7 +48,7 @@ const BULK_CLIENT: usize = 9_900;
 
 /// What fills the log while a disk is full.
 const BULK_BYTES: usize = 16_000;
-const BULK_PAUSE: Duration = Duration::from_millis(40);
+const BULK_PAUSE: Duration = Duration::from_millis(15);
 
 /// How much time there is, and how it is spent.
 struct Pace {

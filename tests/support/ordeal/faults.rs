@@ -251,7 +251,7 @@ impl Nemesis {
                 Undo::Fast(at)
             }
             Kind::FullDisk => {
-                fleet.fill_disk(at, (fault.badness * f64::from(2 << 20)) as u64);
+                fleet.fill_disk(at, (fault.badness * f64::from(256 << 10)) as u64);
                 self.wants_bulk.set(true);
                 Undo::Free(at)
             }
