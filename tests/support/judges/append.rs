@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate::pb::etcdserverpb::request_op::Request;
 use quorate::pb::etcdserverpb::response_op::Response;
-use quorate::pb::etcdserverpb::{RangeResponse, RequestOp, TxnRequest, TxnResponse};
+use quorate::pb::etcdserverpb::{RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse};
 
 use super::{Verdict, Violation};
 use crate::support::history::{Call, History, Op, Outcome, Reply};
@@ -107,7 +107,7 @@ fn take(call: &Call) -> Taken<'_> {
     match (&call.op, &call.outcome) {
         (op, _) if op.is_serializable() => return Taken::Nothing,
         (Op::Range(range), Outcome::Ok(Reply::Range(reply))) if range.revision == 0 => {
-            txn.read(&range.key, reply);
+            txn.read(range, reply);
         }
         (Op::Txn(request), outcome) => match outcome {
             Outcome::Ok(Reply::Txn(reply)) if reply.succeeded => txn.run(request, reply),
@@ -137,8 +137,12 @@ fn take(call: &Call) -> Taken<'_> {
 }
 
 impl<'h> Txn<'h> {
-    fn read(&mut self, key: &'h Bytes, reply: &'h RangeResponse) {
-        if key.starts_with(PREFIX) && reply.kvs.is_empty() && reply.count == 0 {
+    fn read(&mut self, range: &'h RangeRequest, reply: &'h RangeResponse) {
+        if range.keys_only || range.count_only {
+            return;
+        }
+        let key = &range.key;
+        if key.starts_with(PREFIX) && range.range_end.is_empty() && reply.kvs.is_empty() {
             self.reads.push((key, b""));
         }
         let lists = reply.kvs.iter().filter(|kv| kv.key.starts_with(PREFIX));
@@ -161,7 +165,7 @@ impl<'h> Txn<'h> {
             if let (Some(Request::RequestRange(range)), Some(Response::ResponseRange(reply))) =
                 (&op.request, &response.response)
             {
-                self.read(&range.key, reply);
+                self.read(range, reply);
             }
         }
         self.write(ops);
@@ -175,7 +179,7 @@ fn observed(history: &History) -> HashSet<(&Bytes, &[u8])> {
         let Some(reply) = call.outcome.reply() else { continue };
         let mut lists = Txn { call, end: None, reads: Vec::new(), writes: Vec::new() };
         match (&call.op, reply) {
-            (Op::Range(range), Reply::Range(reply)) => lists.read(&range.key, reply),
+            (Op::Range(range), Reply::Range(reply)) => lists.read(range, reply),
             (Op::Txn(request), Reply::Txn(reply)) => lists.run(request, reply),
             _ => {}
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::revisions::{Seen, Writer, Writers};
 use super::timeline::Timeline;
-use super::{Verdict, Violation};
+use super::{Verdict, Violation, show};
 use crate::support::history::{Call, History, Op, Outcome, Reply};
 
 const SOURCE: &str =
@@ -124,7 +124,7 @@ fn check_early(id: i64, lease: &Lease<'_>, seen: &Seen, patience: Patience, verd
     let mut check = |gone_at: Duration, how: String| {
         let Some((deadline, told)) = lease.deadline(gone_at) else { return };
         if gone_at + patience.early < deadline {
-            let text = format!("lease {id:x} must live until {deadline:?}; at {gone_at:?} {how}");
+            let text = format!("lease {id} must live until {deadline:?}; at {gone_at:?} {how}");
             let rule = "lease: never ends early";
             verdict.violations.push(Violation::new(rule, SOURCE, text).of([told]));
         }
@@ -136,7 +136,10 @@ fn check_early(id: i64, lease: &Lease<'_>, seen: &Seen, patience: Patience, verd
     }
     if !lease.is_revoked {
         for call in &lease.gone {
-            check(call.returned_at, format!("the answer was that it is gone: {:?}", call.op));
+            check(
+                call.returned_at,
+                format!("the answer was that it is gone: {}", show::op(&call.op)),
+            );
         }
     }
 }
@@ -147,7 +150,7 @@ fn check_revival(id: i64, lease: &Lease<'_>, seen: &Seen, verdict: &mut Verdict)
     let Some(gone_at) = seen.first(revision) else { return };
     for (called_at, call) in &lease.renewals {
         if *called_at > gone_at {
-            let text = format!("lease {id:x} ended at revision {revision}, known at {gone_at:?}");
+            let text = format!("lease {id} ended at revision {revision}, known at {gone_at:?}");
             let rule = "lease: what ended is not renewed";
             verdict.violations.push(Violation::new(rule, SOURCE, text).of([*call]));
         }
@@ -185,7 +188,7 @@ fn check_late(
         if let Some(call) = oldest.get(from)
             && call.revision().is_some_and(|revision| revision < end)
         {
-            let text = format!("lease {id:x} was due at {due:?} at the latest, but its keys stay");
+            let text = format!("lease {id} was due at {due:?} at the latest, but its keys stay");
             let rule = "lease: does not live on";
             verdict.violations.push(Violation::new(rule, SOURCE, text).of([*call]));
         }

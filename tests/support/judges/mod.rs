@@ -14,6 +14,7 @@ pub(crate) mod lease;
 pub(crate) mod linearizable;
 pub(crate) mod revisions;
 pub(crate) mod serializable;
+mod show;
 pub(crate) mod timeline;
 pub(crate) mod watch;
 
@@ -21,6 +22,9 @@ mod tests;
 
 use lease::Patience;
 use timeline::Timeline;
+
+/// A violation names at most so many calls.
+const CALLS_MAX: usize = 12;
 
 /// A broken promise.
 #[derive(Debug, Clone)]
@@ -43,7 +47,7 @@ impl Violation {
 
     /// With the calls involved.
     pub(crate) fn of<'c>(mut self, calls: impl IntoIterator<Item = &'c Call>) -> Violation {
-        self.calls.extend(calls.into_iter().map(describe));
+        self.calls.extend(calls.into_iter().take(CALLS_MAX).map(show::call));
         self
     }
 }
@@ -56,19 +60,6 @@ impl fmt::Display for Violation {
         }
         write!(f, "    (rule: {})", self.source)
     }
-}
-
-/// A call in one line.
-pub(crate) fn describe(call: &Call) -> String {
-    let Call { client, op, called_at, returned_at, outcome } = call;
-    let mut text =
-        format!("client {client} [{called_at:?} … {returned_at:?}] {op:?} → {outcome:?}");
-    let end = text.char_indices().nth(900).map(|(at, _)| at);
-    if let Some(end) = end {
-        text.truncate(end);
-        text.push('…');
-    }
-    text
 }
 
 /// What all judges found.

@@ -7,7 +7,7 @@
 //! reads against the same revisions, this is strict serializability of the whole store.
 //! Source: etcd API guarantees (atomicity, durability, strict serializability); Herlihy and Wing 1990.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use quorate::pb::etcdserverpb::{RequestOp, ResponseOp, TxnRequest, TxnResponse};
 use quorate::pb::mvccpb::Event;
 
 use super::timeline::{Timeline, parts};
-use super::{Verdict, Violation, describe};
+use super::{Verdict, Violation, show};
 use crate::support::history::{Call, History, Op, Outcome, Reply};
 use crate::support::store::{Store, inside};
 
@@ -39,7 +39,7 @@ pub(crate) type Writers<'h> = BTreeMap<i64, Writer<'h>>;
 /// Judges all writes; also tells who made each revision.
 pub(crate) fn judge<'h>(history: &'h History, timeline: &Timeline) -> (Writers<'h>, Verdict) {
     let seen = Seen::of(history);
-    let mut search = Search::new(history, timeline);
+    let mut search = Search::new(history, timeline, &seen);
     search.run();
     let Search { writers, mut verdict, .. } = search;
     let unknown = writers
@@ -171,20 +171,28 @@ fn txn_touches(txn: &TxnRequest, keys: &mut BTreeSet<Bytes>, ranges: &mut bool) 
     }
 }
 
+/// A call whose effect is to be found.
+#[derive(Clone, Copy)]
+struct Suspect<'h> {
+    call: &'h Call,
+    /// Known when it was called: its effect comes behind.
+    known: i64,
+}
+
 /// Calls whose effect is to be found, by the keys that they may change.
 #[derive(Default)]
 struct Suspects<'h> {
-    calls: Vec<(&'h Call, bool)>,
+    calls: Vec<Suspect<'h>>,
     by_key: BTreeMap<Bytes, Vec<usize>>,
     ranges: Vec<usize>,
 }
 
 impl<'h> Suspects<'h> {
-    fn add(&mut self, call: &'h Call) {
+    fn add(&mut self, call: &'h Call, known: i64) {
         let (mut keys, mut ranges) = (BTreeSet::new(), false);
         touches(&call.op, &mut keys, &mut ranges);
         let number = self.calls.len();
-        self.calls.push((call, false));
+        self.calls.push(Suspect { call, known });
         for key in keys {
             self.by_key.entry(key).or_default().push(number);
         }
@@ -193,17 +201,31 @@ impl<'h> Suspects<'h> {
         }
     }
 
-    /// One that does just this to `store`, and was not used yet; the earliest.
-    fn find(&self, store: &Store, events: &[Event], is_used: bool) -> Option<usize> {
+    /// Those that do just this to `store`, and may have done it by now.
+    fn find(&self, store: &Store, events: &[Event], seen_at: Duration) -> Vec<usize> {
         let event = &events[0];
-        let key = parts(event).0;
-        let single = self.by_key.get(key).map_or(&[][..], Vec::as_slice);
-        let mut fitting = single.iter().chain(&self.ranges).copied().filter(|&number| {
-            let (call, used) = self.calls[number];
-            used == is_used && may_make(&call.op, event) && does(store, &call.op, events)
+        let single = self.by_key.get(parts(event).0).map_or(&[][..], Vec::as_slice);
+        let fitting = single.iter().chain(&self.ranges).copied().filter(|&number| {
+            let Suspect { call, known } = self.calls[number];
+            known <= store.revision
+                && call.called_at <= seen_at
+                && may_make(&call.op, event)
+                && does(store, &call.op, events)
         });
-        fitting.next()
+        fitting.collect()
     }
+}
+
+/// A change that nobody was told of.
+struct Stranger<'h> {
+    revision: i64,
+    events: String,
+    /// Calls of unknown outcome that may have made it.
+    suspects: Vec<usize>,
+    /// The lease whose end may have made it.
+    lease: Option<i64>,
+    /// What is wrong if none of these did.
+    blame: Option<(&'static str, &'h Call)>,
 }
 
 /// A cheap test that leaves out most.
@@ -243,12 +265,14 @@ struct Search<'h, 't> {
     unknown: Suspects<'h>,
     refused: Suspects<'h>,
     acknowledged: Vec<&'h Call>,
+    strangers: Vec<Stranger<'h>>,
+    seen: &'t Seen,
     writers: Writers<'h>,
     verdict: Verdict,
 }
 
 impl<'h, 't> Search<'h, 't> {
-    fn new(history: &'h History, timeline: &'t Timeline) -> Self {
+    fn new(history: &'h History, timeline: &'t Timeline, seen: &'t Seen) -> Self {
         let mut search = Search {
             timeline,
             claims: BTreeMap::new(),
@@ -256,6 +280,8 @@ impl<'h, 't> Search<'h, 't> {
             unknown: Suspects::default(),
             refused: Suspects::default(),
             acknowledged: Vec::new(),
+            strangers: Vec::new(),
+            seen,
             writers: BTreeMap::new(),
             verdict: Verdict::default(),
         };
@@ -263,8 +289,8 @@ impl<'h, 't> Search<'h, 't> {
         calls.sort_by_key(|call| call.called_at);
         for call in calls {
             match &call.outcome {
-                Outcome::Unknown(_) => search.unknown.add(call),
-                Outcome::Refused(_) => search.refused.add(call),
+                Outcome::Unknown(_) => search.unknown.add(call, seen.before(call.called_at)),
+                Outcome::Refused(_) => search.refused.add(call, seen.before(call.called_at)),
                 Outcome::Ok(reply) => {
                     let at = reply.revision();
                     if matches!(call.op, Op::Revoke(_)) {
@@ -298,13 +324,14 @@ impl<'h, 't> Search<'h, 't> {
             store.apply(revision, events);
             self.check_revokes(&store, revision);
         }
+        self.find_makers();
         // What lies behind the watched history is reported as undecided there.
         let last = self.timeline.last();
         for (revision, calls) in std::mem::take(&mut self.claims) {
             if revision <= last {
                 let text = format!("nothing changed at revision {revision}, or before the run");
                 let lost = self.wrong("revisions: nothing acknowledged is lost", text);
-                lost.calls.extend(calls.into_iter().map(describe));
+                lost.calls.extend(calls.into_iter().map(show::call));
             }
         }
     }
@@ -319,7 +346,7 @@ impl<'h, 't> Search<'h, 't> {
         if calls.len() > 1 {
             let text = format!("revision {revision} was told to several writes");
             let twice = self.wrong("revisions: one write a revision", text);
-            twice.calls.extend(calls.iter().map(|call| describe(call)));
+            twice.calls.extend(calls.iter().map(|call| show::call(call)));
         }
         let mut writer = None;
         for call in calls {
@@ -328,10 +355,11 @@ impl<'h, 't> Search<'h, 't> {
             let wrong = match done {
                 Err(refusal) => Some(format!("should have been refused: {refusal}")),
                 Ok((_, changes)) if changes != events => {
-                    Some(format!("should have changed {changes:?}, but {events:?} happened"))
+                    let (wanted, found) = (show::events(&changes), show::events(events));
+                    Some(format!("should have changed {wanted}, but {found} happened"))
                 }
                 Ok((wanted, _)) if Some(&wanted) != reply.as_ref() => {
-                    Some(format!("should have been answered by {wanted:?}"))
+                    Some(format!("should have been answered by {}", show::reply(&wanted)))
                 }
                 Ok(_) => None,
             };
@@ -340,14 +368,14 @@ impl<'h, 't> Search<'h, 't> {
                 Some(text) => {
                     let text = format!("at revision {revision}: {text}");
                     let rule = "revisions: a write does and answers what it should";
-                    self.wrong(rule, text).calls.push(describe(call));
+                    self.wrong(rule, text).calls.push(show::call(call));
                 }
             }
         }
         writer
     }
 
-    /// Who made a revision that nobody was told of.
+    /// Who made a revision that nobody was told of, if that is certain.
     fn find_writer(
         &mut self,
         store: &Store,
@@ -358,34 +386,63 @@ impl<'h, 't> Search<'h, 't> {
         if let Some(call) = revokes.iter().find(|call| does(store, &call.op, events)) {
             return Some(Writer::Call(call));
         }
-        if let Some(number) = self.unknown.find(store, events, false) {
-            self.unknown.calls[number].1 = true;
-            return Some(Writer::Call(self.unknown.calls[number].0));
-        }
-        if let Some(lease) = expired(store, events) {
-            return Some(Writer::Expiry(lease));
-        }
-        self.report_stranger(store, revision, events);
+        let seen_at = self.seen.first(revision).unwrap_or(Duration::MAX);
+        let suspects = self.unknown.find(store, events, seen_at);
+        let lease = expired(store, events);
+        let blame = match suspects.is_empty() && lease.is_none() {
+            true => self.blame(store, events),
+            false => None,
+        };
+        let events = show::events(events);
+        self.strangers.push(Stranger { revision, events, suspects, lease, blame });
         None
     }
 
-    /// Says of a change that nobody made what it looks like.
-    fn report_stranger(&mut self, store: &Store, revision: i64, events: &[Event]) {
-        let same_value = |call: &&&Call| {
+    /// What a change looks like that nobody may have made.
+    fn blame(&self, store: &Store, events: &[Event]) -> Option<(&'static str, &'h Call)> {
+        let is_same = |call: &&&Call| {
             events.iter().all(|event| event.r#type == 0 && may_make(&call.op, event))
         };
-        let text = format!("revision {revision}: {events:?}");
-        if let Some(number) = self.unknown.find(store, events, true) {
-            let call = self.unknown.calls[number].0;
-            self.wrong("revisions: nothing is applied twice", text).calls.push(describe(call));
-        } else if let Some(call) = self.acknowledged.iter().find(same_value).copied() {
-            self.wrong("revisions: nothing is applied twice", text).calls.push(describe(call));
-        } else if let Some(number) = self.refused.find(store, events, false) {
-            let call = self.refused.calls[number].0;
-            let rule = "revisions: what was refused is not applied";
-            self.wrong(rule, text).calls.push(describe(call));
-        } else {
-            self.wrong("revisions: nobody made this change, and no lease ended whole", text);
+        let unknown = self.unknown.calls.iter().map(|suspect| &suspect.call);
+        if let Some(call) = self.acknowledged.iter().chain(unknown).find(is_same) {
+            return Some(("revisions: nothing is applied twice", call));
+        }
+        let refused = self.refused.find(store, events, Duration::MAX);
+        let call = self.refused.calls[*refused.first()?].call;
+        Some(("revisions: what was refused is not applied", call))
+    }
+
+    /// Finds a maker for each stranger; those that no lease can have made come first.
+    fn find_makers(&mut self) {
+        let mut strangers = std::mem::take(&mut self.strangers);
+        strangers.sort_by_key(|stranger| (stranger.lease.is_some(), stranger.revision));
+        let mut made = HashMap::<usize, usize>::new();
+        for at in 0..strangers.len() {
+            assign(&strangers, at, &mut made, &mut HashSet::new());
+        }
+        let makers: HashMap<usize, usize> = made.into_iter().map(|(call, at)| (at, call)).collect();
+        for (at, stranger) in strangers.into_iter().enumerate() {
+            let writer = match (makers.get(&at), stranger.lease) {
+                (Some(number), _) => Writer::Call(self.unknown.calls[*number].call),
+                (None, Some(lease)) => Writer::Expiry(lease),
+                (None, None) => {
+                    self.report(&stranger);
+                    continue;
+                }
+            };
+            self.writers.insert(stranger.revision, writer);
+        }
+    }
+
+    fn report(&mut self, stranger: &Stranger<'h>) {
+        let text = format!("revision {}: {}", stranger.revision, stranger.events);
+        let suspect = stranger.suspects.first().map(|number| self.unknown.calls[*number].call);
+        let twice = suspect.map(|call| ("revisions: nothing is applied twice", call));
+        match stranger.blame.or(twice) {
+            Some((rule, call)) => self.wrong(rule, text).calls.push(show::call(call)),
+            None => {
+                self.wrong("revisions: nobody made this change, and no lease ended whole", text);
+            }
         }
     }
 
@@ -394,12 +451,29 @@ impl<'h, 't> Search<'h, 't> {
         for call in self.revokes.remove(&revision).unwrap_or_default() {
             let Op::Revoke(revoke) = &call.op else { continue };
             if let Some(event) = store.expiry(revoke.id).first() {
-                let text = format!("{event:?} should be gone at revision {revision}");
+                let text = format!("after {revision} there should be no {}", show::events([event]));
                 let rule = "revisions: the keys of a revoked lease vanish with it";
-                self.wrong(rule, text).calls.push(describe(call));
+                self.wrong(rule, text).calls.push(show::call(call));
             }
         }
     }
+}
+
+/// Gives the stranger a maker of its own, moving others to other makers if need be (Kuhn 1955).
+fn assign(
+    strangers: &[Stranger<'_>],
+    at: usize,
+    made: &mut HashMap<usize, usize>,
+    tried: &mut HashSet<usize>,
+) -> bool {
+    strangers[at].suspects.iter().any(|&call| {
+        let is_free = tried.insert(call)
+            && made.get(&call).copied().is_none_or(|other| assign(strangers, other, made, tried));
+        if is_free {
+            made.insert(call, at);
+        }
+        is_free
+    })
 }
 
 /// The lease whose end explains these deletions, all of them.

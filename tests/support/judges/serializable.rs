@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::revisions::{Seen, bare};
 use super::timeline::Timeline;
-use super::{Verdict, Violation};
+use super::{Verdict, Violation, show};
 use crate::support::history::{Call, History, Op, Outcome, Reply};
 
 const SOURCE: &str =
@@ -30,7 +30,8 @@ pub(crate) fn judge(history: &History, timeline: &Timeline) -> Verdict {
             let wanted = store.run(&call.op).map(|(reply, _)| reply);
             let reply = call.outcome.reply().map(bare);
             if wanted.as_ref().ok() != reply.as_ref() {
-                let text = format!("at revision {} there is {wanted:?}", store.revision);
+                let wanted = wanted.map_or_else(|refusal| refusal, |reply| show::reply(&reply));
+                let text = format!("at revision {} it is {wanted}", store.revision);
                 let rule = "serializable: a read is the store at its revision";
                 verdict.violations.push(Violation::new(rule, SOURCE, text).of([call]));
             }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use quorate::pb::mvccpb::{Event, KeyValue};
 
-use super::{Verdict, Violation};
+use super::{Verdict, Violation, show};
 use crate::support::history::{Base, History, WatchedStream};
 use crate::support::store::{Pairs, Store};
 
@@ -142,7 +142,10 @@ fn continues(pairs: &Pairs, event: &Event) -> Result<(), String> {
         None => (revision, 1),
     };
     if (kv.create_revision, kv.version) != wanted {
-        return Err(format!("(create revision, version) should be {wanted:?} in {kv:?}"));
+        return Err(format!(
+            "(create revision, version) should be {wanted:?} in {}",
+            show::pair(kv)
+        ));
     }
     Ok(())
 }

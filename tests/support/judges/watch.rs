@@ -12,8 +12,8 @@ use quorate::pb::etcdserverpb::WatchResponse;
 use quorate::pb::mvccpb::{Event, KeyValue};
 
 use super::timeline::{Timeline, parts};
-use super::{Verdict, Violation};
-use crate::support::history::{History, Op, Watched, WatchedStream};
+use super::{Verdict, Violation, show};
+use crate::support::history::{History, Op, WatchedStream};
 use crate::support::store::inside;
 
 const SOURCE: &str =
@@ -46,24 +46,20 @@ fn name(stream: &WatchedStream) -> String {
     format!("{:?}..{:?} from {}", request.key, request.range_end, request.start_revision)
 }
 
-/// The revision up to which a watcher has seen everything: where it is to be resumed.
+/// Up to where a watcher has seen everything, after `response` came; it is resumed behind that.
 ///
 /// A compaction that overtook it moves it on.
-pub(crate) fn floor(watched: &Watched, start: i64) -> i64 {
-    watched.streams.iter().fold(start - 1, |floor, stream| {
-        stream.responses.iter().fold(floor, |floor, (_, response)| {
-            let header = response.header.as_ref().map_or(0, |header| header.revision);
-            match response {
-                WatchResponse { compact_revision, .. } if *compact_revision > 0 => {
-                    floor.max(compact_revision - 1)
-                }
-                // What begins or ends a watcher says nothing of what it has seen.
-                WatchResponse { created: true, .. } | WatchResponse { canceled: true, .. } => floor,
-                WatchResponse { fragment: true, .. } => floor,
-                _ => floor.max(header),
-            }
-        })
-    })
+pub(crate) fn advance(floor: i64, response: &WatchResponse) -> i64 {
+    let header = response.header.as_ref().map_or(0, |header| header.revision);
+    match response {
+        WatchResponse { compact_revision, .. } if *compact_revision > 0 => {
+            floor.max(compact_revision - 1)
+        }
+        // What begins or ends a watcher says nothing of what it has seen.
+        WatchResponse { created: true, .. } | WatchResponse { canceled: true, .. } => floor,
+        WatchResponse { fragment: true, .. } => floor,
+        _ => floor.max(header),
+    }
 }
 
 /// The pair of each changed key before each revision.
@@ -166,7 +162,13 @@ impl Judge<'_> {
                 {
                     self.check_prev(stream, seen)?;
                 }
-                (wanted, seen) => return Err(format!("{wanted:?} should have come, not {seen:?}")),
+                (wanted, seen) => {
+                    return Err(format!(
+                        "{} should have come, not {}",
+                        show::events(wanted),
+                        show::events(seen)
+                    ));
+                }
             }
         }
     }
@@ -181,7 +183,10 @@ impl Judge<'_> {
             (None, Some(_)) if !is_wanted => Ok(()),
             // Compacted: the pair before it is gone, if it was not the newest one.
             (None, Some(_)) if self.compacted.contains(&revision) => Ok(()),
-            _ => Err(format!("the pair before {event:?} was {before:?}")),
+            _ => {
+                let before = before.map(show::pair);
+                Err(format!("the pair before {} was {before:?}", show::events([event])))
+            }
         }
     }
 }
