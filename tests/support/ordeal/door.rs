@@ -22,10 +22,10 @@ use crate::support::workload::{Door, WatchStream};
 /// After it a client gives a call up.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// A watch stream whose member does not answer a ping in time has ended. Members take pings of
-/// clients only every five seconds.
-const PING_EVERY: Duration = Duration::from_secs(6);
-const PING_DEADLINE: Duration = Duration::from_secs(3);
+/// A watch stream to a machine that does not answer the kernel's probes has ended; a process that was
+/// killed while its cable was out cannot say so itself.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBES: u32 = 4;
 
 /// A door to the members at some endpoints.
 #[derive(Debug)]
@@ -111,8 +111,9 @@ impl Door for RealDoor {
     fn watch(&self, request: WatchCreateRequest) -> RealWatch {
         let endpoint = Endpoint::from_shared(self.endpoints[self.at.get()].clone());
         let endpoint = endpoint.expect("a client URL is a URL").connect_timeout(DEADLINE);
-        let endpoint = endpoint.http2_keep_alive_interval(PING_EVERY);
-        let endpoint = endpoint.keep_alive_timeout(PING_DEADLINE).keep_alive_while_idle(true);
+        let endpoint = endpoint.tcp_keepalive(Some(PROBE_EVERY));
+        let endpoint = endpoint.tcp_keepalive_interval(Some(PROBE_EVERY));
+        let endpoint = endpoint.tcp_keepalive_retries(Some(PROBES));
         let watch = Watch::open_on(endpoint.tcp_nodelay(true).connect_lazy(), false);
         watch.create(request);
         RealWatch { watch: Some(watch) }

@@ -216,16 +216,18 @@ impl Nemesis {
                 self.say(format_args!("end: {undo:?}"));
                 self.undo(fleet, undo).await;
             } else if let Some(fault) = plan.next() {
-                *self.done.entry(fault.kind).or_default() += 1;
-                let ends = fault.at + fault.lasts;
+                let (kind, ends) = (fault.kind, fault.at + fault.lasts);
                 begun_at = fault.at;
-                let undo = self.begin(fleet, fault).await;
-                undoes.push((ends, undo));
+                if let Some(undo) = self.begin(fleet, fault).await {
+                    *self.done.entry(kind).or_default() += 1;
+                    undoes.push((ends, undo));
+                }
             }
         }
     }
 
-    async fn begin(&mut self, fleet: &mut Fleet, fault: Fault) -> Undo {
+    /// Does a fault; `None` if it meets a member that is down already.
+    async fn begin(&mut self, fleet: &mut Fleet, fault: Fault) -> Option<Undo> {
         let leader = fleet.leader().await;
         let at = match fault.first {
             // A follower must not be the leader of the moment.
@@ -243,19 +245,19 @@ impl Nemesis {
                 let range = if fault.badness < 0.8 { 3_600_000.0 } else { 1e11 };
                 let sign = if self.rng.bool() { 1.0 } else { -1.0 };
                 fleet.members[at].page.shift_clock((sign * range * self.rng.f64()) as i64);
-                Undo::SetClock(at)
+                Some(Undo::SetClock(at))
             }
             Kind::SlowDisk => {
                 let longer = Duration::from_millis(30).mul_f64(1.0 + 30.0 * fault.badness);
                 fleet.members[at].page.slow_flushes(longer);
-                Undo::Fast(at)
+                Some(Undo::Fast(at))
             }
             Kind::FullDisk => {
-                fleet.fill_disk(at, (fault.badness * f64::from(256 << 10)) as u64);
-                self.wants_bulk.set(true);
-                Undo::Free(at)
+                let is_full = fleet.fill_disk(at, (fault.badness * f64::from(256 << 10)) as u64);
+                self.wants_bulk.set(is_full);
+                is_full.then_some(Undo::Free(at))
             }
-            _ => begin_network(fleet, &fault, at),
+            _ => Some(begin_network(fleet, &fault, at)),
         }
     }
 
@@ -266,7 +268,9 @@ impl Nemesis {
                     fleet.revive(at).await;
                 }
             }
-            Undo::Resume(at) => fleet.pause(at, false),
+            Undo::Resume(at) => {
+                fleet.pause(at, false);
+            }
             Undo::SetClock(at) => fleet.members[at].page.shift_clock(0),
             Undo::Fast(at) => fleet.members[at].page.slow_flushes(Duration::ZERO),
             Undo::Free(at) => {
@@ -296,22 +300,18 @@ async fn until(is_so: impl Fn() -> bool, deadline: Instant) {
 }
 
 /// Signals to processes.
-async fn begin_process(fleet: &mut Fleet, fault: &Fault, at: usize) -> Undo {
+async fn begin_process(fleet: &mut Fleet, fault: &Fault, at: usize) -> Option<Undo> {
     match fault.kind {
-        Kind::Restarts => fleet.ask_to_stop(at),
-        Kind::Pause => {
-            fleet.pause(at, true);
-            return Undo::Resume(at);
-        }
+        Kind::Restarts => fleet.ask_to_stop(at).then(|| Undo::Revive(vec![at])),
+        Kind::Pause => fleet.pause(at, true).then_some(Undo::Resume(at)),
         Kind::KillAll => {
             for &at in &fault.order {
                 fleet.kill(at).await;
             }
-            return Undo::Revive(fault.order.clone());
+            Some(Undo::Revive(fault.order.clone()))
         }
-        _ => fleet.kill(at).await,
+        _ => fleet.kill(at).await.then(|| Undo::Revive(vec![at])),
     }
-    Undo::Revive(vec![at])
 }
 
 /// What breaks between members.

@@ -141,24 +141,26 @@ impl Fleet {
         by_votes.max().map_or(0, |(_, at)| at)
     }
 
-    /// Ends the member by SIGKILL.
-    pub(crate) async fn kill(&mut self, at: usize) {
+    /// Ends the member by SIGKILL; false if it was down already.
+    pub(crate) async fn kill(&mut self, at: usize) -> bool {
         self.look_around();
         let member = &mut self.members[at];
-        if !member.is_down {
-            member.is_down = true;
+        let was_up = !std::mem::replace(&mut member.is_down, true);
+        if was_up {
             member.server.kill().await;
         }
+        was_up
     }
 
-    /// Asks the member to end.
-    pub(crate) fn ask_to_stop(&mut self, at: usize) {
+    /// Asks the member to end; false if it was down already.
+    pub(crate) fn ask_to_stop(&mut self, at: usize) -> bool {
         self.look_around();
         let member = &mut self.members[at];
-        if !member.is_down {
-            member.is_down = true;
+        let was_up = !std::mem::replace(&mut member.is_down, true);
+        if was_up {
             member.server.signal(Signal::TERM);
         }
+        was_up
     }
 
     /// Starts the member again if it is down; does not wait until it serves.
@@ -184,22 +186,24 @@ impl Fleet {
         (member.is_down, member.is_starting, member.had_full_disk) = (false, true, false);
     }
 
-    /// Stops the process for a while, or lets it go on.
-    pub(crate) fn pause(&mut self, at: usize, is_paused: bool) {
+    /// Stops the process for a while, or lets it go on; false if it is down.
+    pub(crate) fn pause(&mut self, at: usize, is_paused: bool) -> bool {
         self.look_around();
         let member = &mut self.members[at];
         if !member.is_down {
             member.server.signal(if is_paused { Signal::STOP } else { Signal::CONT });
         }
+        !member.is_down
     }
 
-    /// Takes all space but `left` bytes from the member's disk.
-    pub(crate) fn fill_disk(&mut self, at: usize, left: u64) {
+    /// Takes all space but `left` bytes from the member's disk; false if the member is down or has no
+    /// disk of its own.
+    pub(crate) fn fill_disk(&mut self, at: usize, left: u64) -> bool {
         let member = &mut self.members[at];
-        if let Some(disk) = &member.disk {
-            member.had_full_disk = true;
-            disk.fill(left);
-        }
+        let Some(disk) = member.disk.as_ref().filter(|_| !member.is_down) else { return false };
+        member.had_full_disk = true;
+        disk.fill(left);
+        true
     }
 
     /// Gives the space back.

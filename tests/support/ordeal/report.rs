@@ -56,7 +56,7 @@ impl Report {
 
 /// Whether a call is an acknowledged write.
 pub(crate) fn is_acknowledged_write(call: &Call) -> bool {
-    matches!(call.outcome, Outcome::Ok(_)) && matches!(call.op, Op::Put(_) | Op::Delete(_))
+    matches!(call.outcome, Outcome::Ok(_)) && call.op.writes()
 }
 
 fn longest_gap(calls: &[Call]) -> (Duration, Duration) {
