@@ -102,7 +102,8 @@ impl Ordeal {
     async fn run(&mut self, workload: &Workload) {
         let mut kinds = Kind::all(self.fleet.network.is_some());
         if let Ok(wanted) = std::env::var("QUORATE_ORDEAL_FAULTS") {
-            let is_wanted = |kind: &Kind| wanted.split(',').any(|word| kind.to_string().contains(word));
+            let is_wanted =
+                |kind: &Kind| wanted.split(',').any(|word| kind.to_string().contains(word));
             kinds.retain(is_wanted);
             self.pace.kinds = self.pace.kinds.min(kinds.len());
         }
@@ -128,7 +129,8 @@ impl Ordeal {
         let must_go_on = is_solo && plan.iter().all(|fault| fault.kind.leaves_majority());
         let start = self.start;
         let goes_on = |since: Instant| has_written(workload.history(), since - start);
-        let goes_on: Option<&dyn Fn(Instant) -> bool> = if must_go_on { Some(&goes_on) } else { None };
+        let goes_on: Option<&dyn Fn(Instant) -> bool> =
+            if must_go_on { Some(&goes_on) } else { None };
         self.nemesis.suffer(&mut self.fleet, plan, goes_on, OUTAGE_MAX).await;
         let healed_at = clock::now();
         self.fleet.heal().await;
@@ -156,7 +158,11 @@ impl Ordeal {
                 }
                 let patience = (clock::now() - healed_at) < RECOVERY_MAX;
                 let words = || self.fleet.last_words();
-                assert!(patience, "violation: member {at} takes no writes: {outcome:?}\n{}", words());
+                assert!(
+                    patience,
+                    "violation: member {at} takes no writes: {outcome:?}\n{}",
+                    words()
+                );
                 client.door.sleep(Duration::from_millis(50)).await;
                 // A state that met the full disk may find out only now.
                 self.fleet.until_ready().await;
@@ -175,7 +181,10 @@ impl Ordeal {
                         return at_revision;
                     }
                     let is_comparable = hashes.iter().all(|(_, compacted)| *compacted == first.1);
-                    assert!(!is_comparable, "violation: members differ at {at_revision}: {hashes:?}");
+                    assert!(
+                        !is_comparable,
+                        "violation: members differ at {at_revision}: {hashes:?}"
+                    );
                     problem = format!("{hashes:?}");
                 }
                 // For example because it is compacted by now.
@@ -265,6 +274,7 @@ async fn endure(members: usize, seconds: u64) {
         no_space: ordeal.fleet.no_space,
         longest_recovery: ordeal.longest_recovery,
         operations: BTreeMap::new(),
+        reasons: BTreeMap::new(),
         watch_streams: 0,
         events: 0,
         longest_gap: Default::default(),

@@ -120,7 +120,8 @@ impl Launch {
     }
 
     fn spawn(&self) -> Child {
-        let mut words = self.within.iter().map(OsString::as_os_str).chain([self.program.as_os_str()]);
+        let mut words =
+            self.within.iter().map(OsString::as_os_str).chain([self.program.as_os_str()]);
         let mut command = Command::new(words.next().expect("the binary at least"));
         command.args(words).args(self.flags());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

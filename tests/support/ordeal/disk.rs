@@ -54,11 +54,13 @@ impl Disk {
         }
     }
 
-    /// Gives the space back.
-    pub(crate) fn free(&self) {
-        if self.ballast().exists() {
+    /// Gives the space back; false if it was not taken.
+    pub(crate) fn free(&self) -> bool {
+        let was_full = self.ballast().exists();
+        if was_full {
             fs::remove_dir_all(self.ballast()).expect("remove the ballast");
         }
+        was_full
     }
 
     fn ballast(&self) -> PathBuf {

@@ -56,8 +56,7 @@ impl Kind {
     /// All kinds that a fleet can suffer.
     pub(crate) fn all(has_network: bool) -> Vec<Kind> {
         use Kind::*;
-        let process =
-            vec![KillLeader, KillFollower, KillAll, Pause, Restarts, ClockJump, SlowDisk];
+        let process = vec![KillLeader, KillFollower, KillAll, Pause, Restarts, ClockJump, SlowDisk];
         let rest = [Split, SplitRefused, OneWay, Partial, Flap, Delay, BadWire, SlowLink, FullDisk];
         let rest = if has_network { &rest[..] } else { &[] };
         process.into_iter().chain(rest.iter().copied()).collect()
@@ -237,9 +236,11 @@ impl Nemesis {
         };
         self.say(format_args!("{} at member {at} (member {leader} leads)", fault.kind));
         match fault.kind {
-            Kind::KillLeader | Kind::KillFollower | Kind::KillAll | Kind::Restarts | Kind::Pause => {
-                begin_process(fleet, &fault, at).await
-            }
+            Kind::KillLeader
+            | Kind::KillFollower
+            | Kind::KillAll
+            | Kind::Restarts
+            | Kind::Pause => begin_process(fleet, &fault, at).await,
             Kind::ClockJump => {
                 // Mostly minutes, sometimes years, in both directions.
                 let range = if fault.badness < 0.8 { 3_600_000.0 } else { 1e11 };

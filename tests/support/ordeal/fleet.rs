@@ -112,14 +112,7 @@ impl Fleet {
             data_dir: disk.as_ref().map_or(&*home, Disk::place).join("data"),
             extra: FLAGS.map(str::to_owned).to_vec(),
         });
-        Member {
-            server,
-            page,
-            disk,
-            is_down: false,
-            is_starting: true,
-            had_full_disk: false,
-        }
+        Member { server, page, disk, is_down: false, is_starting: true, had_full_disk: false }
     }
 
     /// The client URLs of all members.
@@ -137,7 +130,8 @@ impl Fleet {
         let asked = self.members.iter().map(|member| status(member.server.endpoint()));
         let told = futures_util::future::join_all(asked).await;
         let votes = |id: u64| told.iter().flatten().filter(|(_, leader)| *leader == id).count();
-        let by_votes = told.iter().enumerate().filter_map(|(at, told)| Some((votes(told.as_ref()?.0), at)));
+        let by_votes =
+            told.iter().enumerate().filter_map(|(at, told)| Some((votes(told.as_ref()?.0), at)));
         by_votes.max().map_or(0, |(_, at)| at)
     }
 
@@ -176,7 +170,11 @@ impl Fleet {
             let deadline = clock::now() + STOP_PATIENCE;
             while member.server.ended().is_none() {
                 if clock::now() >= deadline {
-                    assert!(member.had_full_disk, "member {at} was asked to end and does not:\n{}", member.server.last_words());
+                    assert!(
+                        member.had_full_disk,
+                        "member {at} was asked to end and does not:\n{}",
+                        member.server.last_words()
+                    );
                     member.server.kill().await;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -211,9 +209,9 @@ impl Fleet {
         self.look_around();
         let member = &self.members[at];
         if let Some(disk) = &member.disk {
-            self.no_space.waited +=
-                usize::from(!member.is_down && member.server.line(NO_SPACE_LINE).is_some());
-            disk.free();
+            let waits = !member.is_down && member.server.line(NO_SPACE_LINE).is_some();
+            let was_full = disk.free();
+            self.no_space.waited += usize::from(was_full && waits);
         }
     }
 
@@ -260,7 +258,9 @@ impl Fleet {
     /// The last words of all members, for the report of a violation.
     pub(crate) fn last_words(&self) -> String {
         let words = self.members.iter().enumerate();
-        words.map(|(at, member)| format!("-- member {at}:\n{}\n", member.server.last_words())).collect()
+        words
+            .map(|(at, member)| format!("-- member {at}:\n{}\n", member.server.last_words()))
+            .collect()
     }
 }
 

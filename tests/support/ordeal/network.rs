@@ -71,7 +71,8 @@ impl Network {
         for _ in 0..SUBNETS_TRIED_MAX {
             // Addresses that are set aside for tests of networks; the bridge's name guards them.
             let subnet = (fastrand::u8(18..20), fastrand::u8(..));
-            let network = Network { subnet, count, wire_program: wire_program.clone(), wires: Vec::new() };
+            let network =
+                Network { subnet, count, wire_program: wire_program.clone(), wires: Vec::new() };
             match run(&["ip", "link", "add", &network.bridge(), "type", "bridge"]) {
                 Ok(_) => return network.furnish(),
                 Err(error) => problem = error,
@@ -89,7 +90,8 @@ impl Network {
         run_line(&format!("ip addr add {}/24 dev {bridge}", self.host(254)))?;
         run_line(&format!("ip link set {bridge} up"))?;
         for member in 0..self.count {
-            let (space, port, address) = (self.space(member), self.port(member), self.address(member));
+            let (space, port, address) =
+                (self.space(member), self.port(member), self.address(member));
             run_line(&format!("ip netns add {space}"))?;
             run_line(&format!("ip link add {port} type veth peer name eth0 netns {space}"))?;
             run_line(&format!("ip link set {port} master {bridge} up"))?;
@@ -182,7 +184,8 @@ impl Network {
         let mut command = Command::new("nsenter");
         command.args(&self.within(from)[1..]).arg(&self.wire_program).args(["wire0", "eth0"]);
         command.args(numbers.map(|number| number.to_string()));
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("nsenter");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("nsenter");
         let mut line = String::new();
         let words = child.stdout.take().expect("stdout is piped");
         BufReader::new(words).read_line(&mut line).expect("read what the wire says");

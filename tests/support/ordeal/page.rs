@@ -34,7 +34,8 @@ impl Page {
             setting.push(path);
             setting
         };
-        let (load, page) = (setting("LD_PRELOAD=", library), setting("QUORATE_MEDDLE=", &self.path));
+        let (load, page) =
+            (setting("LD_PRELOAD=", library), setting("QUORATE_MEDDLE=", &self.path));
         vec!["env".into(), load, page]
     }
 

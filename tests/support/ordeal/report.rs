@@ -1,5 +1,6 @@
 //! The summary of an ordeal: what was asked, what went wrong, how long nobody could write.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -7,6 +8,9 @@ use std::time::Duration;
 use super::faults::Kind;
 use super::fleet::NoSpace;
 use crate::support::history::{Call, History, Op, Outcome};
+
+/// How many reasons of failures are shown.
+const REASONS_SHOWN: usize = 8;
 
 /// What one run did.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub(crate) struct Report {
     /// The longest time from the end of all faults to a write at each member.
     pub(crate) longest_recovery: Duration,
     pub(crate) operations: BTreeMap<&'static str, Counts>,
+    /// How often which text was the reason.
+    pub(crate) reasons: BTreeMap<String, usize>,
     pub(crate) watch_streams: usize,
     pub(crate) events: usize,
     /// The longest time without an acknowledged write, faults and all, and when it began.
@@ -40,11 +46,17 @@ impl Report {
     pub(crate) fn read(&mut self, history: &History) {
         for call in &history.calls {
             let counts = self.operations.entry(kind(&call.op)).or_default();
-            match call.outcome {
-                Outcome::Ok(_) => counts.ok += 1,
-                Outcome::Refused(_) => counts.refused += 1,
-                Outcome::Unknown(_) => counts.unknown += 1,
-            }
+            let (text, kind) = match &call.outcome {
+                Outcome::Ok(_) => {
+                    counts.ok += 1;
+                    continue;
+                }
+                Outcome::Refused(text) => (text, "refused"),
+                Outcome::Unknown(text) => (text, "unknown"),
+            };
+            let count = if kind == "refused" { &mut counts.refused } else { &mut counts.unknown };
+            *count += 1;
+            *self.reasons.entry(format!("{kind}: {text}")).or_default() += 1;
         }
         let streams = history.watches.iter().flat_map(|watched| &watched.streams);
         self.watch_streams = streams.clone().count();
@@ -93,6 +105,11 @@ impl fmt::Display for Report {
             let Counts { ok, refused, unknown } = counts;
             writeln!(f, "  {name:<22} {ok:>9} {refused:>9} {unknown:>9}")?;
         }
+        let mut reasons: Vec<_> = self.reasons.iter().collect();
+        reasons.sort_by_key(|(_, count)| Reverse(**count));
+        for (text, count) in reasons.into_iter().take(REASONS_SHOWN) {
+            writeln!(f, "  {count:>9} {text}")?;
+        }
         writeln!(f, "  watch: {} streams, {} events", self.watch_streams, self.events)?;
         let mut faults = String::new();
         for (kind, count) in &self.faults {
@@ -100,9 +117,18 @@ impl fmt::Display for Report {
         }
         writeln!(f, "  faults: {faults}")?;
         let NoSpace { waited, ended } = self.no_space;
-        writeln!(f, "  full disks: {waited} members waited for space, {ended} ended and came back")?;
-        writeln!(f, "  longest time without an acknowledged write: {longest:.1} s, faults of a majority included")?;
+        writeln!(
+            f,
+            "  full disks: {waited} members waited for space, {ended} ended and came back"
+        )?;
+        writeln!(
+            f,
+            "  longest time without an acknowledged write: {longest:.1} s, faults of a majority included"
+        )?;
         let recovery = self.longest_recovery.as_secs_f64();
-        write!(f, "  longest time from the end of faults to a write at each member: {recovery:.1} s")
+        write!(
+            f,
+            "  longest time from the end of faults to a write at each member: {recovery:.1} s"
+        )
     }
 }
