@@ -172,23 +172,36 @@ impl<'h> Txn<'h> {
     }
 }
 
-/// All groups that somebody read, serializable reads as well, or built upon.
+/// All groups that somebody read or built upon.
 fn observed(history: &History) -> HashSet<(&Bytes, &[u8])> {
-    let mut observed = HashSet::new();
+    let mut lists = Vec::new();
     for call in &history.calls {
         let Some(reply) = call.outcome.reply() else { continue };
-        let mut lists = Txn { call, end: None, reads: Vec::new(), writes: Vec::new() };
+        let mut txn = Txn { call, end: None, reads: Vec::new(), writes: Vec::new() };
         match (&call.op, reply) {
-            (Op::Range(range), Reply::Range(reply)) => lists.read(range, reply),
-            (Op::Txn(request), Reply::Txn(reply)) => lists.run(request, reply),
+            (Op::Range(range), Reply::Range(reply)) => txn.read(range, reply),
+            (Op::Txn(request), Reply::Txn(reply)) => txn.run(request, reply),
             _ => {}
         }
-        for (key, list) in lists.reads {
-            observed.extend(groups(list).map(|group| (key, group)));
+        lists.append(&mut txn.reads);
+        let before = |list: &'_ [u8]| list.len() - last(list).len();
+        lists.extend(txn.writes.into_iter().map(|(key, list)| (key, &list[..before(list)])));
+    }
+    let mut longest = HashMap::<&Bytes, &[u8]>::new();
+    for (key, list) in &lists {
+        let known = longest.entry(key).or_default();
+        if list.len() > known.len() {
+            *known = list;
         }
-        for (key, list) in lists.writes {
-            let before = list.len() - last(list).len();
-            observed.extend(groups(&list[..before]).map(|group| (key, group)));
+    }
+    let mut observed = HashSet::new();
+    for (key, list) in &longest {
+        observed.extend(groups(list).map(|group| (*key, group)));
+    }
+    // Nearly all are beginnings of the longest one.
+    for (key, list) in lists {
+        if !longest[key].starts_with(list) {
+            observed.extend(groups(list).map(|group| (key, group)));
         }
     }
     observed
@@ -199,6 +212,8 @@ fn observed(history: &History) -> HashSet<(&Bytes, &[u8])> {
 struct Order<'h> {
     longest: &'h [u8],
     groups: Vec<&'h [u8]>,
+    /// The lengths of its beginnings, in bytes.
+    lengths: Vec<usize>,
     /// Who wrote each.
     writers: Vec<Option<usize>>,
 }
@@ -214,6 +229,7 @@ fn orders<'h>(txns: &[Txn<'h>], verdict: &mut Verdict) -> BTreeMap<&'h Bytes, Or
     }
     for order in orders.values_mut() {
         order.groups = groups(order.longest).collect();
+        order.lengths = order.lengths();
         order.writers = vec![None; order.groups.len()];
     }
     for (number, txn) in txns.iter().enumerate() {
@@ -225,7 +241,7 @@ fn orders<'h>(txns: &[Txn<'h>], verdict: &mut Verdict) -> BTreeMap<&'h Bytes, Or
                 let text = format!("{key:?} was {list:?} for one, and {longest:?} for another");
                 verdict.violations.push(Violation::new(rule, SOURCE, text).of([txn.call]));
             } else if is_write {
-                let place = groups(list).count() - 1;
+                let place = order.place(list).expect("it fits") - 1;
                 if let Some(other) = order.writers[place].replace(number) {
                     let text = format!("{:?} of {key:?} was written twice", show(last(list)));
                     let rule = "append: lost update";
@@ -238,8 +254,27 @@ fn orders<'h>(txns: &[Txn<'h>], verdict: &mut Verdict) -> BTreeMap<&'h Bytes, Or
     orders
 }
 
+impl Order<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        let ends = self.longest.iter().enumerate().filter(|(_, byte)| **byte == b';');
+        ends.map(|(at, _)| at).chain([self.longest.len()]).collect()
+    }
+
+    /// How many groups a list has that is a beginning of the longest one.
+    fn place(&self, list: &[u8]) -> Option<usize> {
+        if list.is_empty() {
+            return Some(0);
+        }
+        let place = self.lengths.binary_search(&list.len()).ok()?;
+        self.longest.starts_with(list).then_some(place + 1)
+    }
+}
+
 /// Whether `list` is a beginning of the longest one, and what it is if not.
 fn fits(order: &Order<'_>, list: &[u8], is_write: bool) -> Result<(), &'static str> {
+    if order.place(list).is_some() {
+        return Ok(());
+    }
     let mut places = groups(list).zip(&order.groups);
     match places.position(|(one, other)| one != *other) {
         None => Ok(()),
@@ -293,10 +328,7 @@ impl Graph {
         for (number, txn) in txns.iter().enumerate() {
             for (key, list) in &txn.reads {
                 let order = &orders[*key];
-                let length = groups(list).count();
-                if fits(order, list, false).is_err() {
-                    continue;
-                }
+                let Some(length) = order.place(list) else { continue };
                 if let Some(place) = length.checked_sub(1) {
                     match order.writers[place] {
                         Some(writer) => graph.add(writer, number, Edge::WriteRead),

@@ -30,6 +30,9 @@ const SOURCE: &str = "Herlihy and Wing 1990: linearizability of each register";
 /// Possible worlds of one key beyond which it is too hard to judge.
 const WORLDS_MAX: usize = 200_000;
 
+/// More calls under way at one time are too many.
+const SLOTS_MAX: usize = 128;
+
 /// A range read of more keys than this is not taken apart.
 const KEYS_MAX: usize = 64;
 
@@ -101,6 +104,11 @@ fn registers(history: &History) -> BTreeMap<Bytes, Register<'_>> {
     for call in &history.calls {
         for key in written(&call.op) {
             registers.entry(key).or_default();
+        }
+        if let Some(Reply::Range(reply)) = call.outcome.reply() {
+            for kv in &reply.kvs {
+                registers.entry(kv.key.clone()).or_default();
+            }
         }
     }
     let keys: Vec<Bytes> = registers.keys().cloned().collect();
@@ -363,7 +371,7 @@ struct Move {
 }
 
 /// Calls under way, by slot.
-type Slots = [Option<(usize, Move)>; 128];
+type Slots = Vec<Option<(usize, Move)>>;
 
 fn search(register: &Register<'_>, start: Value) -> Result<(), Failure> {
     let mut numbers = HashMap::<Bytes, u32>::new();
@@ -388,14 +396,18 @@ fn search(register: &Register<'_>, start: Value) -> Result<(), Failure> {
     let ends = register.steps.iter().enumerate().map(|(at, step)| (step.end, true, at));
     let mut events: Vec<_> = begins.chain(ends).collect();
     events.sort_unstable();
-    let mut slots: Slots = [None; 128];
+    let mut slots = Slots::new();
     let mut slot_of = vec![0; moves.len()];
     let mut worlds = Worlds::from([((0, start), 0)]);
     for (time, is_end, at) in events {
         if !is_end {
-            let Some(slot) = slots.iter().position(Option::is_none) else {
+            let slot = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+            if slot == slots.len() {
+                slots.push(None);
+            }
+            if slot == SLOTS_MAX {
                 return Err(Failure::TooHard);
-            };
+            }
             (slots[slot], slot_of[at]) = (Some((at, moves[at])), slot);
             continue;
         }

@@ -11,7 +11,7 @@ use super::{Client, Door, LISTS, Workload};
 use crate::support::history::{Op, Reply};
 
 /// A list this long is left alone; the next one begins.
-const LIST_BYTES_MAX: usize = 400;
+const LIST_BYTES_MAX: usize = 200;
 
 impl Workload {
     /// Reads some lists, appends to some of them if none has changed, and reads the others.

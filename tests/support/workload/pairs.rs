@@ -116,8 +116,12 @@ impl Workload {
             let range = if prefix.is_empty() { all() } else { below(prefix) };
             let from = self.compacted.get().max(1);
             let newest = self.newest.get().max(from);
-            // Now and then what is gone, or what is still to come.
-            let past = rng.i64(from..=newest) + [0, 0, 0, -20, 3][rng.usize(..5)];
+            let past = match rng.u8(..5) {
+                // What is gone, and what is still to come.
+                0 => from - rng.i64(1..5),
+                1 => newest + rng.i64(0..3),
+                _ => rng.i64(from..=newest),
+            };
             let range = RangeRequest {
                 serializable: rng.bool(),
                 revision: if rng.u8(..3) == 0 { past.max(1) } else { 0 },
