@@ -15,6 +15,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,8 @@ use crate::support::judges::lease::Patience;
 use crate::support::ordeal::door::RealDoor;
 use crate::support::ordeal::faults::{Fault, Kind, Nemesis, plan};
 use crate::support::ordeal::fleet::Fleet;
+use crate::support::ordeal::machine::run;
+use crate::support::ordeal::network::{Badness, Cut};
 use crate::support::ordeal::report::{Report, is_acknowledged_write};
 use crate::support::workload::{Client, Door, Mix, Workload};
 use crate::support::{BUSY, number, seed};
@@ -295,4 +299,68 @@ async fn three_members_keep_their_promises_in_an_ordeal() {
 #[tokio::test]
 async fn five_members_keep_their_promises_in_an_ordeal() {
     endure(5, 8).await;
+}
+
+/// Runs a command as if it were the member `at`; how long it took, and what it said.
+fn meddled(fleet: &Fleet, at: usize, words: &[&str]) -> (Duration, String) {
+    let all: Vec<OsString> =
+        fleet.meddle_with(at).into_iter().chain(words.iter().map(OsString::from)).collect();
+    let begin = clock::now();
+    let output = run(&all).unwrap_or_else(|error| panic!("{error}"));
+    (clock::now() - begin, output)
+}
+
+/// The outcome of a put at one member, and how long it took.
+async fn put_at(endpoint: &str) -> (Duration, Result<(), tonic::Status>) {
+    let begin = clock::now();
+    let answer = kv(channel(endpoint, Duration::from_secs(2))).put(put("bites", "x")).await;
+    (clock::now() - begin, answer.map(drop))
+}
+
+/// An ordeal that hurts nobody proves nothing.
+#[tokio::test]
+async fn what_an_ordeal_breaks_is_broken() {
+    let _busy = BUSY.lock().await;
+    let mut fleet = Fleet::start(3).await;
+    let seconds = |fleet: &Fleet| meddled(fleet, 0, &["date", "+%s"]).1.parse::<i64>().unwrap();
+    let before = seconds(&fleet);
+    fleet.members[0].page.shift_clock(-7_200_000);
+    assert!((-7200..-7100).contains(&(seconds(&fleet) - before)), "the clock was not shifted");
+    fleet.members[0].page.slow_flushes(Duration::from_millis(300));
+    let to = tempfile::NamedTempFile::new().expect("a scratch file");
+    let to = format!("of={}", to.path().display());
+    let flush = ["dd", "if=/dev/zero", &to, "count=1", "conv=fsync"];
+    assert!(meddled(&fleet, 0, &flush).0 >= Duration::from_millis(300), "flushes are not slow");
+    if fleet.network.is_some() {
+        fleet.heal().await;
+        the_network_breaks(&mut fleet).await;
+        assert!(fleet.fill_disk(1, 0));
+        let disk = fleet.members[1].disk.as_ref().expect("there is root").place().to_owned();
+        let more = std::fs::write(disk.join("more"), vec![1; 8 << 20]);
+        assert_eq!(more.expect_err("it is full").kind(), ErrorKind::StorageFull);
+    }
+    fleet.heal().await;
+    let (_, answer) = put_at(&fleet.endpoints()[0]).await;
+    answer.expect("all is healed");
+}
+
+async fn the_network_breaks(fleet: &mut Fleet) {
+    let leader = fleet.leader().await;
+    let endpoint = fleet.endpoints()[leader].clone();
+    let others: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
+    let delay_us = 150_000;
+    let badness = Badness { delay_us, jitter_us: 0, lost_permille: 0, twice_permille: 0 };
+    fleet.network().spoil(leader, &others, badness);
+    let (took, answer) = put_at(&endpoint).await;
+    assert!(took >= Duration::from_micros(delay_us), "{took:?}: {answer:?}");
+    fleet.network().mend(leader);
+    for how in [Cut::Silent, Cut::Refused] {
+        others.iter().for_each(|&to| fleet.network().cut(leader, to, how));
+        // What was on its way may still arrive.
+        put_at(&endpoint).await.1.ok();
+        put_at(&endpoint).await.1.expect_err("nobody hears the member");
+        fleet.heal().await;
+    }
+    fleet.network().plug(leader, false);
+    put_at(&endpoint).await.1.expect_err("the cable is out");
 }

@@ -1,7 +1,7 @@
 //! The members of an ordeal, and what is allowed to end them.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quorate::clock;
@@ -68,6 +68,7 @@ pub(crate) struct Fleet {
     /// `None` without root.
     pub(crate) network: Option<Network>,
     pub(crate) no_space: NoSpace,
+    library: PathBuf,
     _scratch: TempDir,
 }
 
@@ -84,17 +85,18 @@ impl Fleet {
             None => Place::free(&name(at)),
         };
         let all: Vec<Place> = (0..count).map(place).collect();
+        let no_space = NoSpace::default();
         let mut fleet =
-            Fleet { members: Vec::new(), network, no_space: NoSpace::default(), _scratch: scratch };
+            Fleet { members: Vec::new(), network, no_space, library, _scratch: scratch };
         for at in 0..count {
-            let member = fleet.launch(at, &all, &library);
+            let member = fleet.launch(at, &all);
             fleet.members.push(member);
         }
         fleet.until_ready().await;
         fleet
     }
 
-    fn launch(&self, at: usize, all: &[Place], library: &Path) -> Member {
+    fn launch(&self, at: usize, all: &[Place]) -> Member {
         let home = self._scratch.path().join(name(at));
         std::fs::create_dir(&home).expect("make a directory");
         let disk = self.network.is_some().then(|| Disk::mount(&home, DISK_MIB));
@@ -103,7 +105,7 @@ impl Fleet {
         });
         let page = Page::new(&home);
         let into = self.network.as_ref().map(|network| network.within(at)).unwrap_or_default();
-        let within: Vec<OsString> = into.into_iter().chain(page.within(library)).collect();
+        let within: Vec<OsString> = into.into_iter().chain(page.within(&self.library)).collect();
         let server = Server::launch(Launch {
             program: program_under_test(),
             within,
@@ -118,6 +120,11 @@ impl Fleet {
     /// The client URLs of all members.
     pub(crate) fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.server.endpoint().to_owned()).collect()
+    }
+
+    /// The command that meddles with what follows as with the member.
+    pub(crate) fn meddle_with(&self, at: usize) -> Vec<OsString> {
+        self.members[at].page.within(&self.library)
     }
 
     /// The network, which faults that need one may rely on.
