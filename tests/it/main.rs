@@ -16,6 +16,7 @@ mod lease;
 mod lock;
 mod model;
 mod power_loss;
+mod ordeal;
 mod scripts;
 mod sim;
 mod snapshot;

@@ -11,6 +11,7 @@ pub(crate) mod judges;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod power_loss;
+pub(crate) mod ordeal;
 pub(crate) mod script;
 pub(crate) mod server;
 pub(crate) mod store;

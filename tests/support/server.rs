@@ -75,6 +75,9 @@ impl Place {
 pub(crate) struct Launch {
     /// The binary.
     pub(crate) program: PathBuf,
+    /// The command that becomes the binary, as `nsenter` and `env` do; the binary's path and its
+    /// flags follow. Usually nothing.
+    pub(crate) within: Vec<OsString>,
     /// Which member it is.
     pub(crate) place: Place,
     /// All members of the new cluster, this one among them.
@@ -93,6 +96,7 @@ impl Launch {
         let place = Place::free("alone");
         Launch {
             program: program.to_owned(),
+            within: Vec::new(),
             all: vec![place.clone()],
             place,
             data_dir: data_dir.to_owned(),
@@ -119,8 +123,10 @@ impl Launch {
     }
 
     fn spawn(&self) -> Child {
-        let mut command = Command::new(&self.program);
-        command.args(self.flags());
+        let mut words =
+            self.within.iter().map(OsString::as_os_str).chain([self.program.as_os_str()]);
+        let mut command = Command::new(words.next().expect("the binary at least"));
+        command.args(words).args(self.flags());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // As in etcd: a variable ETCD_X is the flag --x, so the variables of the test must not
         // reach the member.
@@ -160,6 +166,7 @@ impl Server {
         let scratch = tempfile::tempdir().expect("a scratch directory");
         let mut server = Server::launch(Launch {
             program: program.to_owned(),
+            within: Vec::new(),
             place: place.clone(),
             all: all.to_vec(),
             data_dir: scratch.path().join("data"),

@@ -9,6 +9,7 @@ use quorate::pb::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use tokio::sync::mpsc;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::client;
@@ -48,12 +49,17 @@ impl Watch {
 
     /// As [`Watch::open`]; with `hasleader` if that is asked for.
     pub(crate) fn open_with(endpoint: &str, has_leader: bool) -> Watch {
+        Watch::open_on(client::channel(endpoint, Duration::from_secs(5)), has_leader)
+    }
+
+    /// As [`Watch::open_with`], on a connection of the caller's.
+    pub(crate) fn open_on(channel: Channel, has_leader: bool) -> Watch {
         let (requests, mut received) = mpsc::unbounded_channel();
         let mut request = Request::new(stream::poll_fn(move |context| received.poll_recv(context)));
         if has_leader {
             request.metadata_mut().insert("hasleader", "true".parse().unwrap());
         }
-        let mut client = client::watch(client::channel(endpoint, Duration::from_secs(5)));
+        let mut client = client::watch(channel);
         let awaited = Box::pin(async move { client.watch(request).await });
         Watch { requests: Some(requests), responses: Responses::Awaited(awaited) }
     }
