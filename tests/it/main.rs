@@ -10,6 +10,7 @@ mod bench;
 mod conformance;
 mod crash;
 mod ctl;
+mod failpoints;
 mod lease;
 mod lock;
 mod model;

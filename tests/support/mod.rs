@@ -5,6 +5,7 @@ use tokio::sync::Mutex;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod conformance;
+pub(crate) mod failpoints;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod power_loss;

@@ -23,8 +23,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Everything that touches the disk happens often.
 const FLAGS: [&str; 5] = [
     "--quorate-wal-segment-bytes=1048576",
-    "--snapshot-count=100",
-    "--snapshot-catchup-entries=20",
+    "--snapshot-count=50",
+    "--snapshot-catchup-entries=10",
     "--heartbeat-interval=50",
     "--election-timeout=500",
 ];
@@ -135,9 +135,14 @@ impl Cluster {
 
     /// Sets the disks of the killed members to what is left; returns how much was lost.
     pub(crate) fn cut(&mut self, rng: &mut Rng) -> Vec<Loss> {
+        self.cut_to(Loss::draw, rng)
+    }
+
+    /// The same, with another draw of how much is lost.
+    pub(crate) fn cut_to(&mut self, draw: fn(&mut Rng) -> Loss, rng: &mut Rng) -> Vec<Loss> {
         let killed = self.members.iter_mut().filter(|member| member.server.is_some());
         let cut = killed.map(|member| {
-            let loss = Loss::draw(rng);
+            let loss = draw(rng);
             member.line.cut(loss, rng);
             member.server = None;
             loss
