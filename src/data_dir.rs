@@ -186,7 +186,9 @@ impl DataDir {
             }
         }
         let place = if self.wal_home.is_some() { LogPlace::Outside } else { LogPlace::Inside };
+        fail::fail_point!("claim_before_identity");
         write_identity(&self.member, expected, place)?;
+        fail::fail_point!("claim_after_identity");
         self.identity = Some(expected);
         Ok(())
     }
@@ -208,7 +210,10 @@ impl DataDir {
         loop {
             let path = self.state_dir().join(format!("{STATE_PREFIX}{generation}"));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(StagingDir { generation, path }),
+                Ok(()) => {
+                    fail::fail_point!("stage_after_mkdir");
+                    return Ok(StagingDir { generation, path });
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => generation += 1,
                 Err(source) => return Err(DataDirError::Io { path, source }),
             }
@@ -223,7 +228,9 @@ impl DataDir {
         sync_dir(&self.state_dir())?;
         // A crash up to here leaves a directory that CURRENT does not name: removed at start.
         let name = format!("{STATE_PREFIX}{}", staging.generation);
+        fail::fail_point!("flip_before_pointer");
         replace_file(&self.state_dir(), CURRENT, &format!("{name}\n"))?;
+        fail::fail_point!("flip_after_pointer");
         self.current = staging.generation;
         Ok(())
     }
@@ -372,7 +379,9 @@ fn open_state(state: &Path, claimed: bool) -> Result<u64, DataDirError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             remove_all_but(state, None)?;
             create_private(&state.join("state-1"))?;
+            fail::fail_point!("state_before_pointer");
             replace_file(state, CURRENT, "state-1\n")?;
+            fail::fail_point!("state_after_pointer");
             Ok(1)
         }
         Err(source) => Err(at(&path)(source)),
@@ -386,7 +395,9 @@ fn remove_all_but(state: &Path, keep: Option<&str>) -> Result<(), DataDirError> 
         let Some(name) = name.to_str() else { continue };
         let ours = name.starts_with(STATE_PREFIX);
         if ours && Some(name) != keep {
+            fail::fail_point!("stale_before_removal");
             fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
+            fail::fail_point!("stale_after_removal");
         }
     }
     Ok(())
@@ -439,17 +450,23 @@ fn create_private(path: &Path) -> Result<(), DataDirError> {
         create_private(parent)?;
     }
     DirBuilder::new().mode(0o700).create(path).map_err(at(path))?;
-    sync_dir(parent)
+    fail::fail_point!("mkdir_before_flush");
+    sync_dir(parent)?;
+    fail::fail_point!("mkdir_after_flush");
+    Ok(())
 }
 
 /// Replaces `dir/name` so that a crash or power loss leaves either the old or the new text.
 fn replace_file(dir: &Path, name: &str, text: &str) -> Result<(), DataDirError> {
     let temporary = dir.join(format!("{name}.tmp"));
     let mut file = File::create(&temporary).map_err(at(&temporary))?;
+    fail::fail_point!("replace_after_create");
     file.write_all(text.as_bytes()).map_err(at(&temporary))?;
     file.sync_all().map_err(at(&temporary))?;
     let target = dir.join(name);
+    fail::fail_point!("replace_before_name");
     fs::rename(&temporary, &target).map_err(at(&target))?;
+    fail::fail_point!("replace_after_name");
     sync_dir(dir)
 }
 

@@ -13,6 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     hide_sync_program();
+    arm_failpoints();
     let parsed = match Config::from_env(std::env::args_os().skip(1), std::env::vars_os()) {
         Ok(parsed) => parsed,
         Err(exit) => return leave(&exit),
@@ -31,6 +32,24 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// Ends the process at the failpoints that the variable `FAILPOINTS` sets to `panic`: at once and
+/// without a clean-up, as kill -9 would. Other actions do what they say.
+#[cfg(feature = "failpoints")]
+fn arm_failpoints() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        if panic.payload_as_str().is_some_and(|text| text.starts_with("failpoint ")) {
+            std::process::abort();
+        }
+    }));
+    // Its end would disarm them.
+    std::mem::forget(fail::FailScenario::setup());
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn arm_failpoints() {}
 
 /// Where no program is.
 const NO_PROGRAMS: &str = "/nonexistent";

@@ -62,7 +62,9 @@ impl Compactor {
 
     /// One step; if somebody still reads what is to go, this is woken when they have done.
     fn step(&self, state: &mut Store) -> Result<CompactStep, StorageError> {
+        fail::fail_point!("compact_before_step");
         let step = state.compact_step(limits::COMPACTION_STEP_KEYS)?;
+        fail::fail_point!("compact_after_step");
         if step != CompactStep::Held {
             return Ok(step);
         }
@@ -87,6 +89,7 @@ impl Compactor {
                 CompactStep::More => {}
                 CompactStep::Held => return Ok(()),
                 CompactStep::Done => {
+                    fail::fail_point!("compact_after_last_step");
                     if self.finished.send_replace(revision) < revision {
                         tracing::info!(revision, "finished scheduled compaction");
                     }

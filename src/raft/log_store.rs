@@ -256,7 +256,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        fail::fail_point!("vote_before_flush");
         self.inner.wal.flush([Op::vote(encode_vote(vote))]).await?;
+        fail::fail_point!("vote_after_flush");
         self.inner.ring.lock().vote = Some(*vote);
         Ok(())
     }
@@ -311,12 +313,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let index = last.map_or(0, |last| last.index + 1);
         let membership = self.inner.ring.lock().truncate(index);
         self.tell(&[membership]);
-        Ok(self.inner.wal.flush([Op::truncate(index)]).await?)
+        fail::fail_point!("truncate_before_flush");
+        self.inner.wal.flush([Op::truncate(index)]).await?;
+        fail::fail_point!("truncate_after_flush");
+        Ok(())
     }
 
     async fn purge(&mut self, purged: LogId) -> Result<(), io::Error> {
+        fail::fail_point!("purge_before_submit");
         self.inner.ring.lock().purge(purged);
         self.inner.wal.submit([Op::purge(purged.index, encode_log_id(&purged))], None);
+        fail::fail_point!("purge_after_submit");
         Ok(())
     }
 }

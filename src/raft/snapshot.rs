@@ -58,8 +58,10 @@ pub(crate) async fn checkpoint(shared: &Arc<Shared>) -> Result<Snapshot, io::Err
         let state = shared.state.read();
         (meta_of(&state)?, Arc::clone(state.backend()))
     };
+    fail::fail_point!("checkpoint_before");
     let done = tasks::blocking(move || backend.checkpoint()).await;
     done.map_err(io::Error::other)?.map_err(state_machine::storage_failed)?;
+    fail::fail_point!("checkpoint_after");
     shared.checkpointed(meta.last_log_id.as_ref().map_or(0, |log_id| log_id.index()));
     Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint })
 }
@@ -105,6 +107,7 @@ pub(crate) async fn install(
     let shared_for_flip = Arc::clone(shared);
     let flipped = tasks::blocking(move || {
         adopt().map_err(io::Error::other)?;
+        fail::fail_point!("snapshot_after_flip");
         let (at, revision) = (state.applied(), state.revision());
         let (leader, state_ms) = (at.map_or(0, |at| at.leader), state.time_unix_ms());
         let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
@@ -120,6 +123,7 @@ pub(crate) async fn install(
         shared.advanced(at);
     }
     shared.observer.installed(revision);
+    fail::fail_point!("snapshot_after_install");
     tracing::info!(index = at.map(|at| at.index), "applied snapshot");
     Ok(())
 }
@@ -184,6 +188,7 @@ struct Sender {
 impl Sender {
     /// The next frame, and the sender unless that was the footer.
     fn next(mut self) -> Result<(SnapshotFrame, Option<Sender>), StorageError> {
+        fail::fail_point!("snapshot_before_frame");
         let backend = Arc::clone(&self.live.backend);
         let chunk = self.live.reader.next_chunk(&*backend, limits::SNAPSHOT_FRAME_BYTES)?;
         let Some(chunk) = chunk else {
@@ -304,6 +309,7 @@ struct Incoming {
 impl Incoming {
     fn begin(shared: &Shared) -> Result<Incoming, StorageError> {
         let Stage { backend, adopt } = shared.home.stage()?;
+        fail::fail_point!("snapshot_after_begin");
         Ok(Incoming { backend: Arc::new(backend), adopt, footer: SnapshotFooter::default() })
     }
 
@@ -322,7 +328,9 @@ impl Incoming {
         self.footer.frames += 1;
         self.footer.pairs += pairs.len() as u64;
         self.footer.checksum = checksum;
+        fail::fail_point!("snapshot_before_chunk");
         SnapshotWriter::new(&*self.backend).write_chunk(pairs)?;
+        fail::fail_point!("snapshot_after_chunk");
         if self.backend.backlog_bytes() > limits::SNAPSHOT_BACKLOG_BYTES_MAX {
             self.backend.checkpoint()?;
         }
@@ -336,10 +344,13 @@ impl Incoming {
         told: &SnapshotMeta,
         options: crate::state::Options,
     ) -> Result<Staged, StorageError> {
+        fail::fail_point!("snapshot_before_verify");
         if self.footer != *footer {
             return Err(damaged("the footer"));
         }
+        fail::fail_point!("snapshot_before_flush");
         SnapshotWriter::new(&*self.backend).finish()?;
+        fail::fail_point!("snapshot_after_flush");
         let state = State::open(self.backend, options)?;
         // No checksum covers the header.
         if !meta_of(&state).is_ok_and(|meta| meta == *told) {

@@ -109,9 +109,15 @@ impl Renewals {
         }
     }
 
+    /// Bytes that are too many when there are so many leases.
+    fn bytes_max(&self, leases: usize) -> usize {
+        fail::fail_point!("fold_often", |_| 2000);
+        self.bytes_max.max(BYTES_MAX_PER_LEASE.saturating_mul(leases))
+    }
+
     /// The oldest entries that make up half of the bytes, if there are too many.
     fn due(&self, leases: usize) -> Option<Fold> {
-        if self.bytes <= self.bytes_max.max(BYTES_MAX_PER_LEASE.saturating_mul(leases)) {
+        if self.bytes <= self.bytes_max(leases) {
             return None;
         }
         // Not the newest: its entry may still be growing.
@@ -151,9 +157,12 @@ impl Leases {
         let Some(mut fold) = self.renewals.fold.or_else(due) else { return };
         let writes_max = STEP_WRITES + 2 * added;
         if !fold.is_written {
+            fail::fail_point!("fold_before_leases");
             self.write_renewed(&mut fold, writes_max, pending);
+            fail::fail_point!("fold_after_leases");
             self.renewals.fold = Some(fold);
         } else if self.renewals.remove(fold.through, writes_max, pending) {
+            fail::fail_point!("fold_after_removal");
             self.renewals.fold = None;
         }
     }

@@ -81,7 +81,9 @@ impl Keeper {
                 }
             }
             if name.ends_with(SUFFIX_READY) || name.ends_with(SUFFIX_UNFINISHED) {
+                fail::fail_point!("leftover_before_removal");
                 disk.remove(name).map_err(failed)?;
+                fail::fail_point!("leftover_after_removal");
             }
         }
         Ok(Arc::new(Self {
@@ -229,13 +231,18 @@ impl Keeper {
             // Two owners: the queue and this function. Any other still reads the old entries.
             let spare = if keep && Arc::strong_count(&segment) == 2 {
                 let name = format!("{number}{SUFFIX_READY}");
+                fail::fail_point!("spare_before_reuse");
                 self.disk.rename(&segment.name, &name)?;
+                fail::fail_point!("spare_after_reuse");
                 Some(Spare { name, file: Arc::clone(&segment.file), bytes: segment.bytes })
             } else {
+                fail::fail_point!("segment_before_removal");
                 self.disk.remove(&segment.name)?;
+                fail::fail_point!("segment_after_removal");
                 None
             };
             self.disk.sync_dir()?;
+            fail::fail_point!("segment_after_disposal");
             let mut state = self.state.lock();
             state.unused.pop_front();
             state.spares.extend(spare);
@@ -262,7 +269,9 @@ impl Keeper {
                 return Err(error);
             }
         };
+        fail::fail_point!("spare_before_name");
         self.disk.rename(&unfinished, &name)?;
+        fail::fail_point!("spare_after_name");
         self.state.lock().spares.push(Spare { name, file, bytes });
         self.changed.ring();
         Ok(())
@@ -270,7 +279,9 @@ impl Keeper {
 
     /// Written, not just allocated: a flush into it then never has to convert extents.
     fn zero_filled(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        fail::fail_point!("spare_before_create");
         let file = self.disk.create(name)?;
+        fail::fail_point!("spare_after_create");
         let zeroes = vec![0; ZEROES.min(usize::try_from(bytes).unwrap_or(ZEROES))];
         let mut at = 0;
         while at < bytes {

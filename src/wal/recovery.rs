@@ -225,10 +225,14 @@ fn cut_tail(segment: &Segment, offset: u64, next_lsn: u64) -> Result<(), WalErro
             "cut the torn tail of the log, nobody was told of it"
         );
         let zeroes = vec![0; (end - offset) as usize];
+        fail::fail_point!("cut_before_write");
         segment.file.write_at(&zeroes, offset).map_err(|error| segment.io("cut", error))?;
+        fail::fail_point!("cut_after_write");
     }
     // After a crash of the process alone, intact records may still be in the page cache only.
-    segment.file.sync().map_err(|error| segment.io("flush", error))
+    segment.file.sync().map_err(|error| segment.io("flush", error))?;
+    fail::fail_point!("cut_after_flush");
+    Ok(())
 }
 
 /// The head of an intact record of this segment at `at` that belongs behind the cut.

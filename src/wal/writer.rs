@@ -144,6 +144,9 @@ impl Writer {
         let durable_next = table.next_index;
         let unused = if mem::take(&mut self.purged) { table.take_unused() } else { Vec::new() };
         drop(table);
+        if !unused.is_empty() {
+            fail::fail_point!("log_before_dispose");
+        }
         self.keeper.dispose(unused);
         Ok(durable_next)
     }
@@ -216,7 +219,9 @@ impl Writer {
         let segment = &self.cursor.segment;
         let at = self.cursor.offset - self.buffer.len() as u64;
         self.dirty = true;
+        fail::fail_point!("log_before_write");
         segment.file.write_at(&self.buffer, at).map_err(|error| segment.io("write", error))?;
+        fail::fail_point!("log_after_write");
         self.bytes += self.buffer.len();
         self.buffer.clear();
         if self.buffer.capacity() > BUFFER_KEPT_BYTES {
@@ -281,10 +286,15 @@ pub(super) fn create_segment(
     let block = header.encode();
     let failed = |error| WalError::io("make", &path, error);
     // The name comes last: a segment that is there has its header.
+    fail::fail_point!("segment_before_header");
     spare.file.write_at(&block, 0).map_err(failed)?;
+    fail::fail_point!("segment_before_flush");
     spare.file.sync().map_err(failed)?;
+    fail::fail_point!("segment_before_name");
     disk.rename(&spare.name, &name).map_err(failed)?;
+    fail::fail_point!("segment_after_name");
     disk.sync_dir().map_err(failed)?;
+    fail::fail_point!("segment_after_flush");
     let crc = u32::from_le_bytes(block[HEADER_BYTES - 4..].try_into().expect("four bytes"));
     let segment = Segment {
         sequence: header.sequence,

@@ -12,6 +12,7 @@ mod crash;
 mod ctl;
 mod etcd_bugs;
 mod fuzz;
+mod failpoints;
 mod lease;
 mod lock;
 mod model;

@@ -13,246 +13,31 @@
 //! After a failure the files of the members, their journals and what they were started on are kept;
 //! where, is printed.
 
-use std::cell::Cell;
 use std::fs;
 use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt as _;
-use futures_util::future::join4;
-use quorate::pb::etcdserverpb::request_op::Request;
-use quorate::pb::etcdserverpb::{CompactionRequest, RequestOp, TxnRequest};
-use rustix::process::Signal;
-use tempfile::TempDir;
+use futures_util::future::join3;
 
-use crate::support::client::{assert_same_data, channel, get, kv, put, read_all, revision};
+use quorate::storage::sled::{SledBackend, SledOptions};
+use quorate::storage::{Backend as _, Batch};
+
+use crate::support::client::assert_same_data;
 use crate::support::load::{Clients, Load};
 use crate::support::power_loss::PowerLine;
 use crate::support::power_loss::disk::{Image, Loss};
-use crate::support::server::{Launch, Place, Server, program_under_test};
+use crate::support::power_loss::members::{Churn, Cluster, PATIENCE};
+use crate::support::server::Server;
 use crate::support::{BUSY, number, seed};
-
-/// How long a member may take to start, to stop or to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// So many cycles begin with what the one before left; then members begin with empty disks.
 const CYCLES_A_LIFE: u64 = 20;
-
-/// Everything that touches the disk happens often.
-const FLAGS: [&str; 5] = [
-    "--quorate-wal-segment-bytes=1048576",
-    "--snapshot-count=100",
-    "--snapshot-catchup-entries=20",
-    "--heartbeat-interval=50",
-    "--election-timeout=500",
-];
-
-/// Syncs take up to this.
-const SYNC_US_MAX: u32 = 4000;
-
-/// Keys that are always written together.
-const CHURN_KEYS: usize = 30;
-
-/// A member whose power can be cut.
-struct Member {
-    launch: Launch,
-    line: PowerLine,
-    server: Option<Server>,
-}
-
-impl Member {
-    fn new(scratch: &Path, place: &Place, all: &[Place], rng: &mut Rng) -> Member {
-        let root = scratch.join(&place.name);
-        fs::create_dir(&root).expect("make the directory");
-        let journal = scratch.join(format!("{}.journal", place.name));
-        let line = PowerLine::new(&root, &journal, rng.u32(1..SYNC_US_MAX));
-        let launch = Launch {
-            all: all.to_vec(),
-            place: place.clone(),
-            environment: line.environment(),
-            ..Launch::alone(&program_under_test(), &root.join("data"), &FLAGS)
-        };
-        Member { launch, line, server: None }
-    }
-
-    fn start(&mut self) {
-        self.server = Some(Server::launch(self.launch.clone()));
-    }
-
-    fn running(&mut self) -> &mut Server {
-        self.server.as_mut().expect("it was started")
-    }
-
-    fn endpoint(&self) -> String {
-        self.launch.place.client_url.clone()
-    }
-}
-
-/// Members that lose their power together.
-struct Cluster {
-    members: Vec<Member>,
-    scratch: TempDir,
-}
-
-impl Cluster {
-    fn new(count: usize, rng: &mut Rng) -> Cluster {
-        let scratch = tempfile::tempdir().expect("a scratch directory");
-        let places: Vec<Place> =
-            (1..=count).map(|number| Place::free(&format!("member{number}"))).collect();
-        let home = scratch.path().canonicalize().expect("it was made just now");
-        let members = places.iter().map(|place| Member::new(&home, place, &places, rng)).collect();
-        Cluster { members, scratch }
-    }
-
-    fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(Member::endpoint).collect()
-    }
-
-    /// Starts the members of `which` in a random order.
-    fn start(&mut self, which: &[usize], rng: &mut Rng) {
-        let mut order = which.to_vec();
-        rng.shuffle(&mut order);
-        order.iter().for_each(|&at| self.members[at].start());
-    }
-
-    /// Waits until the members of `which` serve; refusing to start is a failure.
-    async fn ready(&mut self, which: &[usize]) -> Vec<String> {
-        for &at in which {
-            self.members[at].running().until_ready().await;
-        }
-        let endpoints: Vec<String> = which.iter().map(|&at| self.members[at].endpoint()).collect();
-        for endpoint in &endpoints {
-            until_reads(endpoint).await;
-        }
-        endpoints
-    }
-
-    /// Kills all that runs at once.
-    async fn kill(&mut self) {
-        let mut running: Vec<&mut Server> =
-            self.members.iter_mut().filter_map(|member| member.server.as_mut()).collect();
-        for server in &mut running {
-            if server.ended().is_none() {
-                server.signal(Signal::KILL);
-            }
-        }
-        for server in running {
-            server.until_exit(PATIENCE).await;
-        }
-    }
-
-    /// Sets the disks of the killed members to what is left; returns how much was lost.
-    fn cut(&mut self, rng: &mut Rng) -> Vec<Loss> {
-        let killed = self.members.iter_mut().filter(|member| member.server.is_some());
-        let cut = killed.map(|member| {
-            let loss = Loss::draw(rng);
-            member.line.cut(loss, rng);
-            member.server = None;
-            loss
-        });
-        cut.collect()
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.scratch.disable_cleanup(true);
-            eprintln!("the members' files are kept in {}", self.scratch.path().display());
-        }
-    }
-}
-
-/// Waits until a linearizable read at `endpoint` succeeds.
-async fn until_reads(endpoint: &str) {
-    let mut kv = kv(channel(endpoint, Duration::from_secs(5)));
-    for _ in 0..200 {
-        if kv.range(get("ready")).await.is_ok() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{endpoint} does not read");
-}
-
-/// Keys that are written together, over and over, and whose past is dropped: what is on disk is
-/// removed, packed and reused all the time.
-struct Churn {
-    endpoints: Vec<String>,
-    tried: Cell<u64>,
-    acknowledged: Cell<u64>,
-    stopped: Cell<bool>,
-}
-
-impl Churn {
-    fn new(endpoints: Vec<String>) -> Churn {
-        let number = || Cell::new(0);
-        Churn { endpoints, tried: number(), acknowledged: number(), stopped: Cell::new(false) }
-    }
-
-    /// Writes until [`Churn::stop`].
-    async fn run(&self, seed: u64) {
-        self.stopped.set(false);
-        let mut rng = Rng::with_seed(seed);
-        let deadline = Duration::from_secs(2);
-        let members = self.endpoints.iter().map(|endpoint| kv(channel(endpoint, deadline)));
-        let mut members: Vec<_> = members.collect();
-        while !self.stopped.get() {
-            let number = self.tried.get() + 1;
-            self.tried.set(number);
-            let at = rng.usize(..members.len());
-            match members[at].txn(write_all(number, &mut rng)).await {
-                Ok(answer) => {
-                    self.acknowledged.set(number);
-                    let at_revision = revision(&answer.into_inner().header);
-                    if number % 5 == 0 {
-                        let physical = rng.bool();
-                        let compact = CompactionRequest { revision: at_revision - 2, physical };
-                        // Somebody else may have compacted further, or nobody may answer.
-                        members[at].compact(compact).await.ok();
-                    }
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    }
-
-    fn stop(&self) {
-        self.stopped.set(true);
-    }
-
-    /// Panics unless the keys were written together and not before the last acknowledged time.
-    async fn check(&self, endpoint: &str) {
-        let (_, pages) = read_all(endpoint, "churn/").await;
-        let kvs: Vec<_> = pages.iter().flat_map(|page| &page.kvs).collect();
-        let (told, tried) = (self.acknowledged.get(), self.tried.get());
-        if kvs.is_empty() {
-            assert_eq!(told, 0, "{endpoint}: all keys that were written together are lost");
-            return;
-        }
-        assert_eq!(kvs.len(), CHURN_KEYS, "{endpoint}: keys were not written together");
-        let same = kvs.iter().all(|kv| kv.mod_revision == kvs[0].mod_revision);
-        assert!(same, "{endpoint}: keys were not written together");
-        for kv in kvs {
-            let found = u64::from_be_bytes(kv.value[..8].try_into().unwrap());
-            assert!((told..=tried).contains(&found), "{endpoint}: {found} not in {told}..={tried}");
-        }
-    }
-}
-
-/// A txn that writes `number` to all keys of [`Churn`].
-fn write_all(number: u64, rng: &mut Rng) -> TxnRequest {
-    let mut noise = vec![0; rng.usize(..4000)];
-    rng.fill(&mut noise);
-    let value = [&number.to_be_bytes()[..], &noise].concat();
-    let put = |key| put(format!("churn/{key:03}"), value.clone());
-    let request = |key| RequestOp { request: Some(Request::RequestPut(put(key))) };
-    TxnRequest { success: (0..CHURN_KEYS).map(request).collect(), ..TxnRequest::default() }
-}
 
 /// Cluster, load and what was counted.
 struct Run {
@@ -311,7 +96,7 @@ impl Run {
             load.stop();
             churn.stop();
         };
-        join4(kill, load.run(), churn.run(seed), async {}).await;
+        join3(kill, load.run(), churn.run(seed)).await;
         self.acknowledged += load.acknowledged() - before;
     }
 
@@ -420,6 +205,105 @@ async fn a_disk_that_ignores_syncs_of_the_log_is_found_out() {
     };
     let found_out = AssertUnwindSafe(again).catch_unwind().await;
     assert!(found_out.is_err(), "{} writes survived without a sync", run.acknowledged);
+}
+
+/// Revisions that are live at a time in the small store.
+const LIVE: u64 = 2000;
+
+fn record(number: u64) -> (Vec<u8>, Vec<u8>) {
+    let length = number as usize * 37 % 400;
+    let value = number.to_be_bytes().into_iter().cycle().take(length).collect();
+    ([b"r", &number.to_be_bytes()[..]].concat(), value)
+}
+
+/// Whether a record is never removed: those around it are, so that leaves become sparse.
+fn is_lasting(number: u64) -> bool {
+    number.is_multiple_of(40)
+}
+
+/// How many commits the store holds, after a check that it holds exactly those.
+fn count_commits(store: &SledBackend) -> u64 {
+    let count = store.get(b"count").unwrap();
+    let count = count.map_or(0, |value| u64::from_be_bytes(value[..].try_into().unwrap()));
+    let is_there = |number: &u64| *number + LIVE > count || is_lasting(*number);
+    let mut expected = (1..=count).filter(is_there).map(record);
+    let mut visit = |key: &[u8], value: &[u8]| {
+        let (expected_key, expected_value) = expected.next().expect("a record too many");
+        assert!(key == expected_key && value == expected_value, "a wrong record of {count}");
+        ControlFlow::Continue(())
+    };
+    store.scan(b"r", b"s", &mut visit).unwrap();
+    assert_eq!(expected.next(), None, "records of {count} are missing");
+    count
+}
+
+/// A storage that is written to, flushed, packed and reopened all the time. Not a test of its own.
+#[test]
+#[ignore = "a program that another test starts"]
+fn a_small_store() {
+    let Some(root) = std::env::var_os("QUORATE_POWER_ROOT") else { return };
+    let eager =
+        SledOptions { flush_writes_max: 500, reopen_bytes: 200_000, ..SledOptions::default() };
+    let store = SledBackend::open(PathBuf::from(root).join("store"), eager).unwrap();
+    let mut count = count_commits(&store);
+    let say = |what: &str, count: u64| {
+        writeln!(std::io::stderr(), "{what} {count}").unwrap();
+    };
+    say("opened", count);
+    loop {
+        for _ in 0..400 {
+            count += 1;
+            let mut batch = Batch::default();
+            let (key, value) = record(count);
+            batch.put(key, value);
+            if count > LIVE && !is_lasting(count - LIVE) {
+                batch.remove(record(count - LIVE).0);
+            }
+            batch.put("count", count.to_be_bytes().to_vec());
+            store.commit(batch).unwrap();
+        }
+        store.checkpoint().unwrap();
+        say("checkpoint", count);
+    }
+}
+
+/// The last number that the small store said after `word`.
+fn last_said(said: &str, word: &str) -> Option<u64> {
+    let lines = said.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok());
+    lines.last()
+}
+
+/// The storage without a log in front: whatever is lost, an exact prefix of the commits opens that
+/// is no shorter than the last checkpoint.
+#[test]
+fn the_storage_opens_as_a_prefix_when_the_power_is_cut() {
+    let (seed, cycles) = (seed(), 2 * number("QUORATE_POWER_CYCLES", 8));
+    let (mut rng, mut checkpoint, mut opened) = (Rng::with_seed(seed), 0, 0);
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let mut line = PowerLine::new(&root, &scratch.path().join("journal"), 2000);
+    for cycle in 1..=cycles {
+        let said_in = scratch.path().join("said");
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        program.args(["--exact", "power_loss::a_small_store", "--ignored", "--nocapture"]);
+        program.envs(line.environment()).env("PATH", "/nonexistent").stdout(Stdio::null());
+        program.stderr(fs::File::create(&said_in).unwrap());
+        let mut running = program.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(rng.u64(..900)));
+        let ended = running.try_wait().unwrap();
+        running.kill().ok();
+        running.wait().unwrap();
+        let said = fs::read_to_string(&said_in).unwrap();
+        if let Some(count) = last_said(&said, "opened") {
+            opened += 1;
+            assert!(count >= checkpoint, "cycle {cycle}: {count} after checkpoint {checkpoint}");
+        }
+        assert!(ended.is_none(), "cycle {cycle}: the store ended by itself: {said}");
+        checkpoint = last_said(&said, "checkpoint").unwrap_or(checkpoint);
+        line.cut(Loss::draw(&mut rng), &mut rng);
+    }
+    eprintln!("{cycles} power cuts, {opened} opens, {checkpoint} commits in the last checkpoint");
 }
 
 /// The variable that says which small program [`a_small_program`] is.

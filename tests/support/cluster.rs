@@ -75,7 +75,7 @@ impl Cluster {
 }
 
 /// What the member at `endpoint` says of itself, if it answers soon.
-async fn status(endpoint: &str) -> Option<StatusResponse> {
+pub(crate) async fn status(endpoint: &str) -> Option<StatusResponse> {
     let mut client = client::maintenance(client::channel(endpoint, Duration::from_millis(500)));
     client.status(StatusRequest {}).await.ok().map(tonic::Response::into_inner)
 }

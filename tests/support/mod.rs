@@ -8,6 +8,7 @@ pub(crate) mod conformance;
 pub(crate) mod fuzz;
 pub(crate) mod history;
 pub(crate) mod judges;
+pub(crate) mod failpoints;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod power_loss;

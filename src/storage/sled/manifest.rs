@@ -31,6 +31,10 @@ const FILE: &str = "CHECKPOINT";
 const FILE_TEMPORARY: &str = "CHECKPOINT.tmp";
 const HEAD: &str = "quorate checkpoint 1";
 
+/// Where sled keeps its settings, and how long they are without their checksum.
+const SETTINGS: &str = "durability_cookie";
+const SETTINGS_BYTES: usize = 60;
+
 /// Where sled keeps its metadata below its own directory.
 const METADATA: &str = "metadata";
 
@@ -63,8 +67,11 @@ impl Manifest {
         let temporary = dir.join(FILE_TEMPORARY);
         let mut file = File::create(&temporary)?;
         file.write_all(self.encode().as_bytes())?;
+        fail::fail_point!("note_before_sync");
         file.sync_all()?;
+        fail::fail_point!("note_before_name");
         fs::rename(&temporary, dir.join(FILE))?;
+        fail::fail_point!("note_after_name");
         File::open(dir)?.sync_all()
     }
 
@@ -221,6 +228,23 @@ fn frame_bytes(bytes: &[u8]) -> Option<usize> {
     (crc32fast::hash(&bytes[..end]) ^ 0xAF == u32::from_le_bytes(sum)).then_some(end + 4)
 }
 
+/// Removes sled's settings from a store that lost its power while it was made.
+///
+/// sled writes them without a sync, and refuses to open when they are torn. As long as there is no
+/// note beside the store it was never opened to the end and holds nothing; sled makes them again.
+pub(super) fn forget_torn_settings(database_dir: &Path) -> io::Result<()> {
+    let path = database_dir.join(SETTINGS);
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        bytes => bytes?,
+    };
+    let whole = bytes.split_last_chunk::<4>().is_some_and(|(settings, sum)| {
+        settings.len() == SETTINGS_BYTES
+            && (crc32fast::hash(settings) ^ 0xAF).to_le_bytes() == *sum
+    });
+    if whole { Ok(()) } else { fs::remove_file(&path) }
+}
+
 /// Makes sled's metadata folder fit for recovery; to be called before every open.
 ///
 /// If sled is killed while it recovers, after it has removed the old logs and before it has made a
@@ -231,7 +255,9 @@ pub(super) fn prepare(database_dir: &Path) -> io::Result<()> {
     let files = Files::list(database_dir)?;
     if let (Some(snapshot), true) = (files.snapshot, files.logs.is_empty()) {
         let metadata_dir = database_dir.join(METADATA);
+        fail::fail_point!("prepare_before_log");
         File::create_new(metadata_dir.join(log_name(snapshot + 1)))?;
+        fail::fail_point!("prepare_after_log");
         File::open(metadata_dir)?.sync_all()?;
     }
     Ok(())
@@ -257,7 +283,7 @@ pub(super) fn sync_files(database_dir: &Path) -> io::Result<()> {
 
 /// Makes the names below `dir` and `database_dir` durable: sled does not sync all of them itself.
 pub(super) fn sync_names(dir: &Path, database_dir: &Path) -> io::Result<()> {
-    File::open(database_dir.join("durability_cookie"))?.sync_all()?;
+    File::open(database_dir.join(SETTINGS))?.sync_all()?;
     File::open(database_dir.join(METADATA))?.sync_all()?;
     File::open(database_dir)?.sync_all()?;
     File::open(dir)?.sync_all()?;

@@ -112,11 +112,15 @@ impl SledBackend {
         let failed = |error| plain(format!("open the state in {}", dir.display()), error);
         fs::create_dir_all(dir).map_err(failed)?;
         let manifest = Manifest::load(dir)?;
-        if let Some(manifest) = &manifest {
-            manifest.verify(&database_dir).map_err(failed)?;
+        match &manifest {
+            Some(manifest) => manifest.verify(&database_dir).map_err(failed)?,
+            None => manifest::forget_torn_settings(&database_dir).map_err(failed)?,
         }
+        fail::fail_point!("open_before_sync");
         manifest::sync_files(&database_dir).map_err(failed)?;
+        fail::fail_point!("open_before_database");
         let database = open_database(&database_dir, &options)?;
+        fail::fail_point!("open_after_database");
         let noted = note_opened(dir, &database_dir, &database, manifest.as_ref());
         let seq = match noted {
             Ok(seq) => seq,
@@ -350,6 +354,7 @@ fn note_opened(
 ) -> io::Result<u64> {
     let seq = check_seq(stored_seq(database)?, manifest)?;
     manifest::sync_names(dir, database_dir)?;
+    fail::fail_point!("open_after_names");
     Manifest::observe(database_dir, seq)?.store(dir)?;
     Ok(seq)
 }

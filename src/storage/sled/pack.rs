@@ -54,10 +54,10 @@ impl Packer {
         database: &Database,
         handles: &Handles,
     ) -> io::Result<(usize, usize)> {
-        if self.removals < WINDOW_RECORDS * REMOVALS_PER_RECORD {
+        if self.removals < removals_a_step() {
             return Ok((0, 0));
         }
-        self.removals -= WINDOW_RECORDS * REMOVALS_PER_RECORD;
+        self.removals -= removals_a_step();
         let visits_before = leaf_visits(database);
         let (window, bytes) = read_window(database, &self.cursor)?;
         let leaves = leaf_visits(database) - visits_before;
@@ -70,16 +70,25 @@ impl Packer {
             return Ok((0, 0));
         }
         let moved = window.len();
+        fail::fail_point!("pack_before_removal");
         handles.exclusive(|| -> io::Result<()> {
             let mut puts = Batch::default();
             for (key, value) in window {
                 database.remove(&key)?;
                 puts.insert(key, value);
             }
+            fail::fail_point!("pack_before_puts");
             database.apply_batch(puts)
         })?;
+        fail::fail_point!("pack_after_puts");
         Ok((moved, bytes))
     }
+}
+
+/// So many removals pay for a step.
+fn removals_a_step() -> usize {
+    fail::fail_point!("pack_often", |_| 50);
+    WINDOW_RECORDS * REMOVALS_PER_RECORD
 }
 
 fn read_window(

@@ -148,10 +148,13 @@ impl Writer {
                 puts.insert(key.as_ref(), value.as_ref());
             }
         }
+        fail::fail_point!("state_before_puts");
         database.apply_batch(puts)?;
+        fail::fail_point!("state_after_puts");
         // One by one: in a batch sled would keep a leaf that becomes empty, for ever.
         for (key, _) in merged.iter().filter(|(_, (_, value))| value.is_none()) {
             database.remove(key)?;
+            fail::fail_point!("state_after_removal");
             self.packer.removed(1);
         }
         self.unflushed.add(writes, backlog_bytes);
@@ -189,17 +192,21 @@ impl Writer {
         let bytes = self.since_open_bytes;
         let quiet = now() - self.opened >= self.reopen_time * REOPEN_DUTY;
         let full = bytes >= self.options.reopen_bytes;
+        fail::fail_point!("reopen_is_due", |_| true);
         full && (quiet || bytes >= 3 * self.options.reopen_bytes)
     }
 
     /// Makes everything applied so far durable and notes it in the manifest.
     fn flush(&mut self) -> Result<(), StorageError> {
         let database = self.database.as_ref().expect("only taken while reopening");
+        fail::fail_point!("state_before_flush");
         let flushed = database.flush().and_then(|_| {
+            fail::fail_point!("state_before_note");
             Manifest::observe(&self.database_dir, self.applied_seq)?.store(&self.dir)?;
             disk_bytes(&self.dir)
         });
         let size_bytes = flushed.map_err(|error| self.failed("flush", error))?;
+        fail::fail_point!("state_after_note");
         self.shared.size_bytes.store(size_bytes, Ordering::Relaxed);
         self.unflushed = Written::default();
         self.shared.queue.durable(self.applied_seq);
@@ -214,9 +221,12 @@ impl Writer {
         let (database, dir, options) = (&mut self.database, &self.database_dir, &self.options);
         let opened = self.shared.handles.reopen(|| {
             let database = database.take().expect("only taken while reopening");
+            fail::fail_point!("reopen_before_close");
             close_database(database).map_err(|error| failed("close", dir, error))?;
+            fail::fail_point!("reopen_while_closed");
             open_database(dir, options)
         })?;
+        fail::fail_point!("reopen_after_open");
         self.database = Some(opened);
         self.since_open_bytes = 0;
         self.opened = now();

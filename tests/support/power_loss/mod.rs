@@ -18,6 +18,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod journal;
+pub(crate) mod members;
 
 use std::ffi::OsString;
 use std::fs;
