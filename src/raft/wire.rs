@@ -28,7 +28,7 @@ fn check_entries(
     entries: &[pb::Entry],
 ) -> Result<(), CodecError> {
     let mut next = previous.map_or(Some(0), |previous| previous.index.checked_add(1));
-    let mut leader = previous.map_or((0, 0), |previous| (previous.term, previous.leader));
+    let mut leader = previous.map(|previous| (previous.term, previous.leader));
     let last = (vote.leader_id.term, vote.leader_id.node_id);
     let may_follow = |one: (u64, u64), other: (u64, u64)| one == other || one.0 < other.0;
     for entry in entries {
@@ -37,10 +37,11 @@ fn check_entries(
             return Err(CodecError::Unsound("an entry does not follow the one before"));
         }
         let writer = (log_id.term, log_id.leader);
-        if !may_follow(leader, writer) || !may_follow(writer, last) {
+        let follows = leader.is_none_or(|leader| may_follow(leader, writer));
+        if !follows || !may_follow(writer, last) {
             return Err(CodecError::Unsound("entries of terms that cannot follow each other"));
         }
-        (leader, next) = (writer, log_id.index.checked_add(1));
+        (leader, next) = (Some(writer), log_id.index.checked_add(1));
     }
     Ok(())
 }

@@ -16,4 +16,5 @@ mod lock;
 mod model;
 mod scripts;
 mod snapshot;
+mod upgrade;
 mod watch;
