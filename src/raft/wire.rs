@@ -20,23 +20,28 @@ pub(crate) fn leader_vote_from_pb(vote: Option<pb::Vote>, from: u64) -> Result<V
     Ok(vote)
 }
 
-/// Entries follow each other and `previous`, in terms that never fall and end with the leader's.
+/// Entries follow each other and `previous`, in terms that never fall and end with the leader's;
+/// a term has one leader.
 fn check_entries(
     vote: &Vote,
     previous: Option<&pb::LogId>,
     entries: &[pb::Entry],
 ) -> Result<(), CodecError> {
-    let mut term = previous.map_or(0, |previous| previous.term);
     let mut next = previous.map_or(Some(0), |previous| previous.index.checked_add(1));
+    let mut leader = previous.map(|previous| (previous.term, previous.leader));
+    let last = (vote.leader_id.term, vote.leader_id.node_id);
+    let may_follow = |one: (u64, u64), other: (u64, u64)| one == other || one.0 < other.0;
     for entry in entries {
         let log_id = entry.log_id.as_ref().ok_or(CodecError::Absent("log_id"))?;
         if next != Some(log_id.index) {
             return Err(CodecError::Unsound("an entry does not follow the one before"));
         }
-        if !(term..=vote.leader_id.term).contains(&log_id.term) {
-            return Err(CodecError::Unsound("the terms of entries fall, or pass the leader's"));
+        let writer = (log_id.term, log_id.leader);
+        let follows = leader.is_none_or(|leader| may_follow(leader, writer));
+        if !follows || !may_follow(writer, last) {
+            return Err(CodecError::Unsound("entries of terms that cannot follow each other"));
         }
-        (term, next) = (log_id.term, log_id.index.checked_add(1));
+        (leader, next) = (Some(writer), log_id.index.checked_add(1));
     }
     Ok(())
 }

@@ -21,4 +21,5 @@ mod ordeal;
 mod scripts;
 mod sim;
 mod snapshot;
+mod upgrade;
 mod watch;
