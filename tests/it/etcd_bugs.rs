@@ -13,6 +13,7 @@ use quorate::pb::etcdserverpb::{
     WatchCreateRequest,
 };
 use quorate::pb::mvccpb::event::EventType;
+use quorate::tasks;
 use rustix::process::Signal;
 
 use crate::support::client::{assert_same_data, channel, get, kv, put, revision};
@@ -214,7 +215,7 @@ async fn a_leader_that_wakes_up_deposed_reads_nothing_stale() {
         let mut client = connected.clone();
         async move { client.range(get("k")).await }
     }));
-    let reads = tokio::spawn(reads);
+    let reads = tasks::spawn("reads", reads);
     // Only a new leader acknowledges this; a proposal to the old one may have to time out first.
     let other = &endpoints[(leader + 1) % 3];
     let written = loop {

@@ -136,6 +136,8 @@ fn launch(place: &Place, all: &[Place], dir: &Path) -> Launch {
         all: all.to_vec(),
         data_dir: dir.join(&place.name),
         extra,
+        environment: Vec::new(),
+        within: Vec::new(),
     }
 }
 
@@ -300,7 +302,10 @@ async fn live(endpoint: &str) {
     }
     kv.put(PutRequest { lease: 5, ..put("leased/too", "with 5") }).await.unwrap();
     let op = |request| RequestOp { request: Some(request) };
-    let inner = TxnRequest { success: vec![op(Request::RequestPut(put("txn/c", "3")))], ..Default::default() };
+    let inner = TxnRequest {
+        success: vec![op(Request::RequestPut(put("txn/c", "3")))],
+        ..Default::default()
+    };
     let delete = DeleteRangeRequest { key: "empty".into(), ..Default::default() };
     let success = vec![
         op(Request::RequestPut(put("txn/a", "1"))),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate::clock;
 use quorate::pb::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::host::{Death, Host, World};
 use super::invariants::Checks;
@@ -62,7 +63,7 @@ fn sim_a_leader_whose_disk_hangs_is_replaced() {
         let grant = Op::Grant(LeaseGrantRequest { id: 5, ttl: 600 });
         assert!(matches!(other.call(grant).await, Outcome::Ok(_)));
         hosts[first].stall(Duration::from_secs(300));
-        let (stalled, limit) = (Instant::now(), world.plan.election_timeout * 10);
+        let (stalled, limit) = (clock::now(), world.plan.election_timeout * 10);
         loop {
             // Renewals that are a second old are answered from memory.
             sleep(Duration::from_secs(2)).await;

@@ -113,6 +113,7 @@ impl Fleet {
             all: all.to_vec(),
             data_dir: disk.as_ref().map_or(&*home, Disk::place).join("data"),
             extra: FLAGS.map(str::to_owned).to_vec(),
+            environment: Vec::new(),
         });
         Member { server, page, disk, is_down: false, is_starting: true, had_full_disk: false }
     }

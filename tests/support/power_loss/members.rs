@@ -203,7 +203,7 @@ impl Churn {
                 Ok(answer) => {
                     self.acknowledged.set(number);
                     let at_revision = revision(&answer.into_inner().header);
-                    if number % 5 == 0 {
+                    if number.is_multiple_of(5) {
                         let physical = rng.bool();
                         let compact = CompactionRequest { revision: at_revision - 2, physical };
                         // Somebody else may have compacted further, or nobody may answer.
