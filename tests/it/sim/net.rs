@@ -34,8 +34,6 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
-use super::log::EventLog;
-
 /// Members count from 0; clients have the numbers from here on.
 pub(crate) const FIRST_CLIENT: usize = 100;
 
@@ -110,7 +108,6 @@ pub(crate) struct Net {
 }
 
 struct Inner {
-    log: EventLog,
     state: Mutex<State>,
     /// A link or an end has changed.
     changed: Notify,
@@ -134,7 +131,7 @@ struct Wire {
 }
 
 impl Net {
-    pub(crate) fn new(seed: u64, log: EventLog) -> Net {
+    pub(crate) fn new(seed: u64) -> Net {
         let state = State {
             rng: Rng::with_seed(seed),
             links: BTreeMap::new(),
@@ -142,7 +139,7 @@ impl Net {
             ends: BTreeMap::new(),
             counts: Counts::default(),
         };
-        Net { inner: Arc::new(Inner { log, state: Mutex::new(state), changed: Notify::new() }) }
+        Net { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }) }
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -467,7 +464,7 @@ async fn carry(
         answer = answered => {
             let (head, body) = answer?.into_parts();
             // Whoever holds the answer's body holds the call.
-            let body = Arrivals { interest: Some(interest), ..body };
+            let body = Arrivals { _interest: Some(interest), ..body };
             Ok(Response::from_parts(head, Body::new(body)))
         }
         () = broken => Err(reset()),
@@ -565,7 +562,7 @@ fn transfer(call: &Arc<Stream>, way: (usize, usize), mut body: Body) -> Arrivals
     // The sender's side belongs to the sender and ends with it.
     drop(tasks::spawn("body-out", send_frames(Arc::clone(call), way, body, out)));
     spawn_outside(carry_frames(Arc::clone(call), way, wire, arrive));
-    Arrivals { ready, rest: Some(arrived), interest: None }
+    Arrivals { ready, rest: Some(arrived), _interest: None }
 }
 
 enum Sent {
@@ -655,12 +652,12 @@ fn spawn_outside(future: impl Future<Output = ()> + Send + 'static) {
 struct Arrivals {
     ready: VecDeque<Frame<Bytes>>,
     rest: Option<mpsc::Receiver<Result<Frame<Bytes>, Status>>>,
-    interest: Option<Interest>,
+    _interest: Option<Interest>,
 }
 
 impl Arrivals {
     fn whole(ready: VecDeque<Frame<Bytes>>) -> Arrivals {
-        Arrivals { ready, rest: None, interest: None }
+        Arrivals { ready, rest: None, _interest: None }
     }
 
     /// A copy of a body that is there as a whole.

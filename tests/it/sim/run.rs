@@ -70,7 +70,7 @@ async fn simulate(plan: Plan) -> Report {
     let log = EventLog::new();
     let _listening = log.listen();
     log.say("plan", format_args!("{plan:?}"));
-    let net = Net::new(plan.seed, log.clone());
+    let net = Net::new(plan.seed);
     net.set_default(plan.link);
     let checks = Checks::new(log.clone());
     let world = Arc::new(World { plan, log, net, checks });
