@@ -13,6 +13,8 @@ mod ctl;
 mod lease;
 mod lock;
 mod model;
+#[cfg(feature = "failpoints")]
+mod mutants;
 mod scripts;
 mod sim;
 mod snapshot;
