@@ -21,7 +21,7 @@
 //!
 //! Beside them: [`config`] reads etcd's flags, [`data_dir`] guards the files, [`identity`] computes etcd's
 //! ids, [`limits`] names every bound, [`tasks`] starts every thread and task, [`clock`] reads every clock,
-//! [`logging`] and [`metrics`] report in etcd's shapes, [`release`] says which etcd we stand in for, and
+//! [`logging`] and [`metrics`] report in etcd's shapes, [`release`] says which etcd we stand in for, [`mutants`] breaks promises for tests that must notice, and
 //! [`pb`] holds the messages of `proto/`.
 //!
 //! # The life of a Put
@@ -72,6 +72,7 @@ pub mod limits;
 pub mod logging;
 pub mod member;
 pub mod metrics;
+pub mod mutants;
 pub mod pb;
 pub mod raft;
 pub mod release;

@@ -23,7 +23,7 @@ use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
 use crate::raft::{Forwarded, GroupId, Node, Observer, Store, WriteError};
 use crate::state::{Applied, ColdPair, Event, RequestError, Response};
 use crate::watch::{Feed, Hub};
-use crate::{limits, tasks};
+use crate::{limits, mutants, tasks};
 
 mod compact;
 mod error;
@@ -271,6 +271,11 @@ impl Member {
         }
         let command = Command { body: Some(command) };
         let receiver = self.proposer.submit(shard.id, command)?;
+        if mutants::is_on("mutant_reply_before_commit") {
+            let put = Response::Put(crate::state::PutAnswer::default());
+            let revision = self.state().revision() + 1;
+            return Ok(Applied { outcome: Ok(put), revision, events: Vec::new() });
+        }
         receiver.await.unwrap_or(Err(Error::Stopped))
     }
 
@@ -279,7 +284,7 @@ impl Member {
     /// # Errors
     /// [`Error::NoLeader`], [`Error::Timeout`] or [`Error::TimeoutApplied`].
     pub async fn read_barrier(&self, shard: &Arc<Shard>) -> Result<(), Error> {
-        if self.node.reads_alone() {
+        if self.node.reads_alone() || mutants::is_on("mutant_read_without_index") {
             return Ok(());
         }
         let (receiver, start) = shard.join_read();

@@ -21,6 +21,7 @@ use super::Error;
 use super::shard::{Delivery, Reply, ReplySlot, Shard};
 use crate::clock;
 use crate::limits;
+use crate::mutants;
 use crate::pb::quorate::command::command::Body;
 use crate::pb::quorate::command::{Command, Group, Proposal};
 use crate::raft::{GroupId, Node, WriteError};
@@ -253,6 +254,11 @@ impl Proposer {
                     }
                     attempt.proposal.groups.truncate(1);
                     node.leader_news(left.min(limits::PROPOSE_RETRY)).await;
+                }
+                Err(WriteError::Unknown)
+                    if !node.is_leader() && mutants::is_on("mutant_forward_twice") =>
+                {
+                    node.leader_news(limits::PROPOSE_RETRY).await;
                 }
                 Err(WriteError::Unknown) => {
                     return answer_foreign(&mut attempt, Err(WriteError::Unknown));

@@ -20,6 +20,7 @@ use super::codec;
 use super::ring::{Ring, weight};
 use super::types::{Entry, LogId, StoredMembership, TypeConfig, Vote};
 use crate::limits::{LOG_READ_BYTES_MAX, LOG_RING_BYTES_MAX, LOG_RING_START_BYTES_MAX};
+use crate::mutants;
 use crate::pb::quorate::peer as pb;
 use crate::tasks;
 use crate::wal::{self, Callback, Kind, Op, Record, Wal, WalError};
@@ -257,7 +258,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         fail::fail_point!("vote_before_flush");
-        self.inner.wal.flush([Op::vote(encode_vote(vote))]).await?;
+        if !mutants::is_on("mutant_forget_vote") {
+            self.inner.wal.flush([Op::vote(encode_vote(vote))]).await?;
+        }
         fail::fail_point!("vote_after_flush");
         self.inner.ring.lock().vote = Some(*vote);
         Ok(())
@@ -304,6 +307,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.tell(&memberships);
         let done: Callback =
             Box::new(move |result| callback.io_completed(result.map_err(io::Error::from)));
+        if mutants::is_on("mutant_ack_before_flush") {
+            done(Ok(()));
+            self.inner.wal.submit(ops, None);
+            return Ok(());
+        }
         self.inner.wal.submit(ops, Some(done));
         self.inner.wal.room().await;
         Ok(())
@@ -311,6 +319,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let index = last.map_or(0, |last| last.index + 1);
+        let index = index + u64::from(mutants::is_on("mutant_truncate_too_little"));
         let membership = self.inner.ring.lock().truncate(index);
         self.tell(&[membership]);
         fail::fail_point!("truncate_before_flush");

@@ -23,6 +23,7 @@ use super::types::{MemberNode, ProposalBytes, TypeConfig};
 use super::{Observer, StateHome, Store, WriteError};
 use crate::clock;
 use crate::limits;
+use crate::mutants;
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
 use crate::state::Options;
@@ -194,6 +195,9 @@ impl Node {
 
     /// The cluster's clock in milliseconds.
     pub fn clock_ms(&self) -> u64 {
+        if mutants::is_on("mutant_wall_clock") {
+            return clock::unix_ms();
+        }
         self.shared.clock.read(clock::now(), clock::unix_ms)
     }
 
@@ -535,7 +539,7 @@ fn raft_config(options: &NodeOptions) -> Result<Config, StartError> {
         election_timeout_max,
         enable_pre_vote: Some(true),
         // With asynchronous flushes a restored leader could give one log id to two entries.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(mutants::is_on("mutant_restore_leader")),
         quorum_loss_probe_interval: Some(election_timeout_max * 5 / 2),
         max_payload_entries: 1024,
         max_append_entries: Some(4096),

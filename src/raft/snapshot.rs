@@ -24,7 +24,7 @@ use crate::pb::quorate::peer::snapshot_frame::Body;
 use crate::pb::quorate::peer::{SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords};
 use crate::state::{SnapshotReader, SnapshotWriter, State};
 use crate::storage::{Backend, StorageError};
-use crate::{clock, limits, tasks};
+use crate::{clock, limits, mutants, tasks};
 
 /// What openraft passes around as a snapshot.
 pub enum SnapshotData {
@@ -59,7 +59,8 @@ pub(crate) async fn checkpoint(shared: &Arc<Shared>) -> Result<Snapshot, io::Err
         (meta_of(&state)?, Arc::clone(state.backend()))
     };
     fail::fail_point!("checkpoint_before");
-    let done = tasks::blocking(move || backend.checkpoint()).await;
+    let skips = mutants::is_on("mutant_purge_beyond_checkpoint");
+    let done = tasks::blocking(move || if skips { Ok(()) } else { backend.checkpoint() }).await;
     done.map_err(io::Error::other)?.map_err(state_machine::storage_failed)?;
     fail::fail_point!("checkpoint_after");
     shared.checkpointed(meta.last_log_id.as_ref().map_or(0, |log_id| log_id.index()));
@@ -122,7 +123,10 @@ pub(crate) async fn install(
         shared.checkpointed(at.index);
         shared.advanced(at);
     }
-    shared.observer.installed(revision);
+    mutants::arm("mutant_apply_twice_after_snapshot", "mutant_apply_twice_now");
+    if !mutants::is_on("mutant_no_resync_after_snapshot") {
+        shared.observer.installed(revision);
+    }
     fail::fail_point!("snapshot_after_install");
     tracing::info!(index = at.map(|at| at.index), "applied snapshot");
     Ok(())

@@ -19,6 +19,7 @@ use super::snapshot::{self, SnapshotData};
 use super::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use super::{GroupId, codec};
 use crate::clock;
+use crate::mutants;
 use crate::pb::quorate::command::Proposal;
 use crate::pb::quorate::peer as pb;
 use crate::state::{Event, Position};
@@ -39,7 +40,9 @@ impl StateMachine {
         let proposal = Proposal::decode(encoded).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("log entry {}: {error}", at.index))
         })?;
+        let times = if mutants::is_on("mutant_apply_twice_now") { 2 } else { 1 };
         let commands = proposal.groups.iter().flat_map(|group| &group.commands);
+        let commands = std::iter::repeat_n(commands, times).flatten();
         let (mut applied, state_ms) = {
             let mut state = self.shared.state.write();
             let applied = state.apply(at, proposal.time_unix_ms, commands);
@@ -103,7 +106,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let (entry, responder) = item?;
             let log_id = entry.log_id();
             let at = position(&log_id);
-            self.shared.log.wait_durable(at.index).await.map_err(io::Error::other)?;
+            if !mutants::is_on("mutant_apply_before_durable") {
+                self.shared.log.wait_durable(at.index).await.map_err(io::Error::other)?;
+            }
             self.shared.backlog_drained().await;
             match entry.payload {
                 EntryPayload::Blank => {

@@ -10,6 +10,7 @@ use super::error::RequestError;
 use super::records;
 use super::schema::{self, COMPACT, damaged};
 use super::write::Pending;
+use crate::mutants;
 use crate::storage::{Backend, Batch, StorageError};
 
 /// The compact revision of a store that was never compacted. As in etcd.
@@ -137,13 +138,15 @@ impl<B: Backend> State<B> {
 
     /// Whether somebody needs what a deletion up to `main` would take away.
     fn is_held(&self, main: i64) -> bool {
-        self.pins().lowest().is_some_and(|pinned| pinned < main)
+        let lowest = self.pins().lowest().filter(|_| !mutants::is_on("mutant_compact_below_pin"));
+        lowest.is_some_and(|pinned| pinned < main)
     }
 
     /// The revision up to which history may be deleted now, if that is further than before.
     fn sweep_target(&self) -> Option<i64> {
         let requested = self.compact_revision();
-        let main = self.pins().lowest().map_or(requested, |pinned| pinned.min(requested));
+        let lowest = self.pins().lowest().filter(|_| !mutants::is_on("mutant_compact_below_pin"));
+        let main = lowest.map_or(requested, |pinned| pinned.min(requested));
         (main > self.compaction().finished).then_some(main)
     }
 }

@@ -16,6 +16,7 @@ use super::range::{RangePlan, View, read_with};
 use super::records;
 use super::revision::Revision;
 use super::schema;
+use crate::mutants;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
 use crate::pb::quorate::command::LeaseExpire;
 use crate::storage::{Backend, Batch, StorageError};
@@ -141,7 +142,8 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
     /// Ends a lease and deletes its keys, in key order.
     pub(super) fn revoke_lease(&mut self, lease_id: i64) -> Result<(), RequestError> {
         let keys = self.state.leases_mut().remove(lease_id);
-        for key in keys.ok_or(RequestError::LeaseNotFound)? {
+        let forgotten = usize::from(mutants::is_on("mutant_lease_leaves_a_key"));
+        for key in keys.ok_or(RequestError::LeaseNotFound)?.into_iter().skip(forgotten) {
             self.delete_key(&key);
         }
         self.pending.facts.remove(schema::lease_key(lease_id));

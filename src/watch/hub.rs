@@ -16,6 +16,7 @@ use super::feed::{Counters, Feed, News};
 use super::group::{Group, Keys};
 use super::stream::{CreateError, Created, Delivery, Revisions, WatchRequest};
 use crate::limits;
+use crate::mutants;
 use crate::state::EventKind;
 
 /// What a delivery is taken to cost besides its events.
@@ -451,6 +452,9 @@ impl Board {
     /// The watcher could not take `event`: it will get it when it catches up.
     fn fall_behind_at_event(&mut self, slot: u32, event: &SharedEvent) {
         let lacks_prev = self.watcher(slot).lacks_prev(event);
+        if !lacks_prev && mutants::is_on("mutant_drop_event_of_slow_watcher") {
+            return;
+        }
         self.watcher_mut(slot).needs_storage = lacks_prev;
         self.fall_behind(slot, event.event().revision.main);
     }

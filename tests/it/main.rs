@@ -18,6 +18,8 @@ mod lock;
 mod model;
 mod ordeal;
 mod power_loss;
+#[cfg(feature = "failpoints")]
+mod mutants;
 mod scripts;
 mod sim;
 mod snapshot;

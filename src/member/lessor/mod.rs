@@ -33,7 +33,7 @@ use crate::pb::quorate::command::command::Body;
 use crate::pb::quorate::command::{Command, Group, LeaseExpire, LeaseRenew, Proposal};
 use crate::raft::{GroupId, Leadership, Node, WriteError};
 use crate::state::{Applied, LeaseExpiry, LeaseTerm, Response};
-use crate::{clock, limits, tasks};
+use crate::{clock, limits, mutants, tasks};
 
 mod table;
 
@@ -243,7 +243,8 @@ impl Lessor {
         let mut held = None;
         loop {
             let now = *leadership.borrow_and_update();
-            let wanted = now.is_leader.then_some(now.term);
+            let is_everybody = mutants::is_on("mutant_expire_on_follower");
+            let wanted = (now.is_leader || is_everybody).then_some(now.term);
             if held != wanted {
                 held = None;
                 self.set_table(None);
@@ -270,7 +271,8 @@ impl Lessor {
             let is_own = |at: crate::state::Position| {
                 at.term == leadership.term && at.leader == self.member_id
             };
-            if !state.applied().is_some_and(is_own) {
+            let is_any = mutants::is_on("mutant_expire_on_follower");
+            if !is_any && !state.applied().is_some_and(is_own) {
                 return false;
             }
             Table::new(state.leases())
@@ -363,6 +365,11 @@ impl Lessor {
             inner.last_sequence
         };
         let groups = vec![Group { origin: self.member_id, epoch: EPOCH, sequence, commands }];
+        if mutants::is_on("mutant_expire_on_follower") && !node.is_leader() {
+            let group = groups.into_iter().next().expect("there is one");
+            let forwarded = node.forward(group, clock::now() + self.request_timeout).await;
+            return forwarded.map(|()| sequence);
+        }
         let proposal = Proposal { time_unix_ms: node.clock_ms(), groups };
         let written = node.write(proposal.encode_to_vec().into());
         match tokio::time::timeout(self.request_timeout, written).await {

@@ -70,7 +70,7 @@ impl Summary {
 }
 
 /// Runs one seed on a thread of its own, so that runs share nothing.
-fn run_seed(seed: u64) -> Report {
+pub(crate) fn run_seed(seed: u64) -> Report {
     let run = std::thread::Builder::new().name(format!("seed-{seed}"));
     let run = run.stack_size(16 << 20).spawn(move || run::run(seed)).unwrap();
     run.join().unwrap_or_else(|_| Report::panicked(seed))

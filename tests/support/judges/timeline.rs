@@ -125,10 +125,6 @@ impl Timeline {
         &self.events
     }
 
-    /// The changes of one revision.
-    pub(crate) fn at(&self, revision: i64) -> &[Event] {
-        self.events.get(&revision).map_or(&[], Vec::as_slice)
-    }
 }
 
 fn continues(pairs: &Pairs, event: &Event) -> Result<(), String> {
