@@ -21,12 +21,10 @@ use crate::support::server::{Launch, Place, Server, program_under_test};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that touches the disk happens often.
-const FLAGS: [&str; 5] = [
+const FLAGS: [&str; 3] = [
     "--quorate-wal-segment-bytes=1048576",
     "--snapshot-count=50",
     "--snapshot-catchup-entries=10",
-    "--heartbeat-interval=50",
-    "--election-timeout=500",
 ];
 
 /// Syncs take up to this.
@@ -203,7 +201,7 @@ impl Churn {
                 Ok(answer) => {
                     self.acknowledged.set(number);
                     let at_revision = revision(&answer.into_inner().header);
-                    if number % 5 == 0 {
+                    if number.is_multiple_of(5) {
                         let physical = rng.bool();
                         let compact = CompactionRequest { revision: at_revision - 2, physical };
                         // Somebody else may have compacted further, or nobody may answer.
