@@ -52,7 +52,7 @@ mod crashes {
 
     use fastrand::Rng;
     use futures_util::FutureExt as _;
-    use futures_util::future::{join, join3, join4};
+    use futures_util::future::{join3, join4};
     use quorate::clock;
     use quorate::pb::etcdserverpb::lease_client::LeaseClient;
     use quorate::pb::etcdserverpb::{
@@ -60,7 +60,7 @@ mod crashes {
     };
     use rustix::process::Signal;
 
-    use crate::support::client::{assert_same_data, channel, kv, put};
+    use crate::support::client::{assert_same_data, channel};
     use crate::support::cluster::status;
     use crate::support::failpoints::{FAILPOINTS, Failpoint, Scene};
     use crate::support::load::{Clients, Load};
@@ -114,7 +114,7 @@ mod crashes {
                 self.load.until_more(count, PATIENCE).await;
                 self.stop();
             };
-            join3(enough, self.load.run(), self.churn.run(seed)).await;
+            join3(self.load.run(), self.churn.run(seed), enough).await;
         }
 
         fn stop(&self) {
@@ -178,6 +178,9 @@ mod crashes {
                     })
                 }) {
                     assert!(clock::now() < deadline, "no member has come to {}", point.name);
+                    if point.scene == Scene::Deposed {
+                        depose(cluster).await;
+                    }
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 cluster.kill().await;
@@ -190,7 +193,8 @@ mod crashes {
                     keep_alive(&endpoint, stopped, granted).await;
                 }
             };
-            join4(crashed, load.run(), churn.run(seed), leases).await;
+            // The load first: it forgets at its start that it was stopped.
+            join4(load.run(), churn.run(seed), leases, crashed).await;
             self.disarm();
             self.cluster.cut_to(draw, &mut self.rng)
         }
@@ -275,45 +279,36 @@ mod crashes {
         prepare(stage, Scene::BetweenLogs);
     }
 
-    /// Gives the leader entries that nobody else has, lets the others elect another, and brings the
-    /// old one back.
-    async fn depose(stage: &mut Stage) {
-        let leader = leader(&stage.cluster.endpoints()).await;
-        let signal = |stage: &mut Stage, leads: bool, signal: Signal| {
-            for (at, member) in stage.cluster.members.iter_mut().enumerate() {
+    /// Gives the leader entries that nobody else has, while the load runs, lets the others elect
+    /// another, and brings the old one back.
+    async fn depose(cluster: &mut Cluster) {
+        let Some(leader) = leader(&cluster.endpoints()).await else { return };
+        let mut signal = |leads: bool, signal: Signal| {
+            for (at, member) in cluster.members.iter_mut().enumerate() {
                 if (at == leader) == leads {
                     member.running().signal(signal);
                 }
             }
         };
-        signal(stage, false, Signal::STOP);
-        let mut alone = kv(channel(&stage.cluster.endpoints()[leader], Duration::from_millis(200)));
-        for number in 0..3 {
-            alone.put(put(format!("alone/{number}"), "nobody else")).await.unwrap_err();
-        }
-        signal(stage, true, Signal::STOP);
-        signal(stage, false, Signal::CONT);
-        let enough = async {
-            stage.load.until_more(20, PATIENCE).await;
-            stage.load.stop();
-        };
-        join(enough, stage.load.run()).await;
-        signal(stage, true, Signal::CONT);
+        signal(false, Signal::STOP);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        signal(true, Signal::STOP);
+        signal(false, Signal::CONT);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        signal(true, Signal::CONT);
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 
     /// Which of the members leads, in its own opinion.
-    async fn leader(endpoints: &[String]) -> usize {
-        let deadline = clock::now() + PATIENCE;
-        loop {
-            for (at, endpoint) in endpoints.iter().enumerate() {
-                if let Some(status) = status(endpoint).await
-                    && status.header.is_some_and(|header| header.member_id == status.leader)
-                {
-                    return at;
-                }
+    async fn leader(endpoints: &[String]) -> Option<usize> {
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            if let Some(status) = status(endpoint).await
+                && status.header.is_some_and(|header| header.member_id == status.leader)
+            {
+                return Some(at);
             }
-            assert!(clock::now() < deadline, "nobody leads");
         }
+        None
     }
 
     /// Brings the members to the moment before the crash; returns who is armed.
@@ -340,8 +335,7 @@ mod crashes {
             Scene::Deposed => {
                 let all = stage.all();
                 stage.arm(&all, point);
-                stage.write(&all, 20).await;
-                depose(stage).await;
+                stage.cluster.start(&all, &mut stage.rng);
                 return all;
             }
         }
@@ -370,10 +364,13 @@ mod crashes {
         let only = std::env::var("QUORATE_FAILPOINT").unwrap_or_default();
         let (seed, mut failed) = (seed(), Vec::new());
         for round in 0..number("QUORATE_FAILPOINT_ROUNDS", 1) {
-            let chosen =
-                |point: &&Failpoint| scenes.contains(&point.scene) && point.name.contains(&only);
-            for point in FAILPOINTS.iter().filter(chosen) {
-                let crash = crash_and_check(point, seed.wrapping_add(round));
+            for (at, point) in FAILPOINTS.iter().enumerate() {
+                if !scenes.contains(&point.scene) || !point.name.contains(&only) {
+                    continue;
+                }
+                // Each its own, so that one alone can be run again.
+                let own = seed.wrapping_add(round).wrapping_add(1_000_000 * at as u64);
+                let crash = crash_and_check(point, own);
                 if AssertUnwindSafe(crash).catch_unwind().await.is_err() {
                     let seed = seed.wrapping_add(round);
                     failed.push(format!("QUORATE_SEED={seed} QUORATE_FAILPOINT={}", point.name));

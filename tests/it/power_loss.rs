@@ -88,7 +88,7 @@ impl Run {
         let kill = async {
             tokio::time::sleep(wait[0]).await;
             if let Some(late) = late {
-                load.until_more(150, PATIENCE).await;
+                load.until_more(100, 3 * PATIENCE).await;
                 cluster.members[late].start();
                 tokio::time::sleep(wait[1]).await;
             }
@@ -96,7 +96,8 @@ impl Run {
             load.stop();
             churn.stop();
         };
-        join3(kill, load.run(), churn.run(seed)).await;
+        // The load first: it forgets at its start that it was stopped.
+        join3(load.run(), churn.run(seed), kill).await;
         self.acknowledged += load.acknowledged() - before;
     }
 
@@ -269,8 +270,7 @@ fn a_small_store() {
 
 /// The last number that the small store said after `word`.
 fn last_said(said: &str, word: &str) -> Option<u64> {
-    let lines = said.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok());
-    lines.last()
+    said.lines().rev().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
 }
 
 /// The storage without a log in front: whatever is lost, an exact prefix of the commits opens that

@@ -21,12 +21,10 @@ use crate::support::server::{Launch, Place, Server, program_under_test};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that touches the disk happens often.
-const FLAGS: [&str; 5] = [
+const FLAGS: [&str; 3] = [
     "--quorate-wal-segment-bytes=1048576",
     "--snapshot-count=50",
     "--snapshot-catchup-entries=10",
-    "--heartbeat-interval=50",
-    "--election-timeout=500",
 ];
 
 /// Syncs take up to this.
