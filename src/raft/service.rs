@@ -109,7 +109,8 @@ impl Peer for PeerService {
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderReply>, Status> {
         let from = self.check(&request)?;
-        let asked = wire::transfer_request_from_pb(request.into_inner(), from).map_err(malformed)?;
+        let asked =
+            wire::transfer_request_from_pb(request.into_inner(), from).map_err(malformed)?;
         let answer = self.node.raft().handle_transfer_leader(asked).await.map_err(unavailable)?;
         Ok(Response::new(wire::transfer_reply_to_pb(&answer)))
     }

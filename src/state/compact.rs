@@ -40,9 +40,8 @@ impl Compaction {
         (requested, finished): (i64, i64),
         revision: i64,
     ) -> Result<Self, StorageError> {
-        let is_sound = COMPACT_REVISION_NONE <= finished
-            && finished <= requested
-            && requested <= revision;
+        let is_sound =
+            COMPACT_REVISION_NONE <= finished && finished <= requested && requested <= revision;
         if !is_sound {
             return Err(damaged("mcompact contradicts the revision, or itself"));
         }

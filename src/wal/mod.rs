@@ -38,6 +38,8 @@ mod table;
 mod writer;
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod tests;
 
 use std::mem;

@@ -18,3 +18,4 @@ mod scripts;
 mod snapshot;
 mod upgrade;
 mod watch;
+mod wire;

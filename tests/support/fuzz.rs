@@ -67,9 +67,11 @@ pub(crate) fn fuzz(
     let seconds = seconds.map_or(1.0, |text| text.parse::<f64>().expect("a number of seconds"));
     let mut one = |input: &[u8]| {
         // The check's own choices come with the input, so that a file is enough to try it again.
-        let mut random = Rng::with_seed(input.iter().fold(7, |sum, byte| {
-            sum.rotate_left(5).wrapping_mul(31) ^ u64::from(*byte)
-        }));
+        let mut random = Rng::with_seed(
+            input
+                .iter()
+                .fold(7, |sum, byte| sum.rotate_left(5).wrapping_mul(31) ^ u64::from(*byte)),
+        );
         let begun = now();
         let checked = catch_unwind(AssertUnwindSafe(|| check(input, &mut random)));
         let took = begun.elapsed();
@@ -169,7 +171,9 @@ impl Mutator {
         let some = random.usize(..=(input.len() - at).min(32));
         match random.u32(..10) {
             0 | 1 if at < input.len() => input[at] ^= 1 << random.u32(..8),
-            2 if at < input.len() => input[at] = random.choice([0, 1, 0x7f, 0x80, 0xff]).unwrap_or(0),
+            2 if at < input.len() => {
+                input[at] = random.choice([0, 1, 0x7f, 0x80, 0xff]).unwrap_or(0)
+            }
             3 => drop(input.drain(at..at + some)),
             4 => input.truncate(at),
             5 => {

@@ -50,8 +50,7 @@ impl Victim {
     fn new() -> Victim {
         let server = Server::start_alone(&program_under_test());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let mut victim =
-            Victim { server, runtime: runtime.unwrap(), memory_before: 0, inputs: 0 };
+        let mut victim = Victim { server, runtime: runtime.unwrap(), memory_before: 0, inputs: 0 };
         victim.assert_serves();
         victim.memory_before = victim.server.memory_bytes("VmRSS").unwrap();
         victim
@@ -88,7 +87,8 @@ impl Victim {
 /// Every method with a sample of its request.
 fn requests() -> Vec<(&'static str, Vec<u8>)> {
     let range = RangeRequest { key: "a".into(), range_end: "\0".into(), ..Default::default() };
-    let put = PutRequest { key: "a".into(), value: "1".into(), prev_kv: true, ..Default::default() };
+    let put =
+        PutRequest { key: "a".into(), value: "1".into(), prev_kv: true, ..Default::default() };
     let op = |request| RequestOp { request: Some(request) };
     let txn = TxnRequest {
         compare: Vec::new(),
@@ -124,10 +124,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             "/etcdserverpb.KV/Compact",
             CompactionRequest { revision: 2, physical: true }.encode_to_vec(),
         ),
-        (
-            "/etcdserverpb.Watch/Watch",
-            watch(watch_request::RequestUnion::CreateRequest(create)),
-        ),
+        ("/etcdserverpb.Watch/Watch", watch(watch_request::RequestUnion::CreateRequest(create))),
         (
             "/etcdserverpb.Watch/Watch",
             watch(watch_request::RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 7 })),
@@ -144,7 +141,10 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             LeaseTimeToLiveRequest { id: 5, keys: true }.encode_to_vec(),
         ),
         ("/etcdserverpb.Lease/LeaseLeases", Vec::new()),
-        ("/etcdserverpb.Cluster/MemberList", MemberListRequest { linearizable: true }.encode_to_vec()),
+        (
+            "/etcdserverpb.Cluster/MemberList",
+            MemberListRequest { linearizable: true }.encode_to_vec(),
+        ),
         ("/etcdserverpb.Maintenance/Status", Vec::new()),
         ("/etcdserverpb.Maintenance/HashKV", HashKvRequest { revision: 1 }.encode_to_vec()),
         (
@@ -225,7 +225,8 @@ fn conversations() -> Vec<Vec<u8>> {
             head.extend(text.as_bytes());
         }
     }
-    let body = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() }.encode_to_vec();
+    let body =
+        PutRequest { key: "k".into(), value: "v".into(), ..Default::default() }.encode_to_vec();
     let message = [&[0, 0, 0, 0, body.len() as u8][..], &body].concat();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let call = [

@@ -156,13 +156,18 @@ fn pristine() -> Files {
     let disk = SimDisk::new();
     let wal = Wal::open(&options(&disk), |_| Ok(())).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let payload = |index: u64| Bytes::from(vec![b'a' + (index % 26) as u8; 20 + index as usize % 90]);
+    let payload =
+        |index: u64| Bytes::from(vec![b'a' + (index % 26) as u8; 20 + index as usize % 90]);
     let flush = |ops: Vec<Op>| runtime.block_on(wal.flush(ops)).unwrap();
     flush(vec![Op::vote(Bytes::from_static(b"vote one"))]);
     let mut index = 1;
     for batch in 0..40_u64 {
         let count = 1 + batch % 4;
-        flush((index..index + count).map(|at| Op::entry(at, payload(at), Bytes::from("tail"))).collect());
+        flush(
+            (index..index + count)
+                .map(|at| Op::entry(at, payload(at), Bytes::from("tail")))
+                .collect(),
+        );
         index += count;
         match batch {
             9 => {
@@ -207,9 +212,8 @@ fn fuzz_log() {
         });
         let Ok(wal) = opened else { return };
         let no_segment = !files.keys().any(|name| {
-            name.strip_suffix(".wal").is_some_and(|digits| {
-                digits.len() == 16 && u64::from_str_radix(digits, 16).is_ok()
-            })
+            name.strip_suffix(".wal")
+                .is_some_and(|digits| digits.len() == 16 && u64::from_str_radix(digits, 16).is_ok())
         });
         if no_segment {
             // The directory of a new member; that it is not one is known elsewhere.

@@ -45,7 +45,9 @@ struct Cluster {
 impl Cluster {
     fn new() -> Cluster {
         let places: Vec<Place> = ["a", "b", "c"].map(Place::free).into();
-        let ids = places.iter().map(|place| MemberId::of_initial_member(&[&place.peer_url], "etcd-cluster"));
+        let ids = places
+            .iter()
+            .map(|place| MemberId::of_initial_member(&[&place.peer_url], "etcd-cluster"));
         let ids: Vec<MemberId> = ids.collect();
         let cluster_id = ClusterId::of_members(&ids).0;
         Cluster { places, ids: ids.into_iter().map(|id| id.0).collect(), cluster_id }
@@ -119,12 +121,15 @@ impl Cluster {
     fn snapshot(&self, index: u64) -> Vec<Vec<u8>> {
         let mut state =
             State::open(Arc::new(Map::default()), Options { value_cache_bytes: 0 }).unwrap();
-        let stored = StoredMembership {
-            log_id: self.log_id(0, 0),
-            membership: Some(self.membership()),
-        };
+        let stored =
+            StoredMembership { log_id: self.log_id(0, 0), membership: Some(self.membership()) };
         let at = |index| Position { index, term: 5, leader: self.ids[1] };
-        state.apply_membership(Position { index: 0, term: 0, leader: 0 }, stored.encode_to_vec().into()).unwrap();
+        state
+            .apply_membership(
+                Position { index: 0, term: 0, leader: 0 },
+                stored.encode_to_vec().into(),
+            )
+            .unwrap();
         for index in 1..=index {
             state.apply(at(index), 1000, &self.group().commands).unwrap();
         }
@@ -147,7 +152,11 @@ impl Cluster {
             }
             footer.checksum = crc32c::crc32c_append(footer.checksum, &pairs);
             let (sequence, checksum) = (footer.frames, footer.checksum);
-            frames.push(Frame::Records(SnapshotRecords { sequence, pairs: pairs.into(), checksum }));
+            frames.push(Frame::Records(SnapshotRecords {
+                sequence,
+                pairs: pairs.into(),
+                checksum,
+            }));
             footer.frames += 1;
             footer.pairs += chunk.len() as u64;
         }
@@ -160,11 +169,8 @@ impl Cluster {
     fn calls(&self) -> Vec<(&'static str, Vec<Vec<u8>>)> {
         let mut poll = self.vote(4);
         poll.iter_mut().for_each(|vote| vote.committed = false);
-        let vote = VoteRequest {
-            vote: poll,
-            last_log_id: self.log_id(5, 2),
-            leadership_transfer: false,
-        };
+        let vote =
+            VoteRequest { vote: poll, last_log_id: self.log_id(5, 2), leadership_transfer: false };
         let transfer = TransferLeaderRequest {
             vote: self.vote(5),
             to: self.ids[0],
@@ -326,7 +332,8 @@ fn fuzz_peer_messages() {
         }
         if let Some(status) = victim.server.ended() {
             let words = victim.server.last_words();
-            let is_panic = words.contains("panicked") || status.code().is_none_or(|code| code == 101);
+            let is_panic =
+                words.contains("panicked") || status.code().is_none_or(|code| code == 101);
             assert!(!is_panic, "{name} made the member panic, {status}:\n{words}");
             eprintln!("{name} stopped the member: {}", words.lines().last().unwrap_or_default());
             inputs = 0;

@@ -74,7 +74,8 @@ fn txn() -> TxnRequest {
         target_union: Some(TargetUnion::Value("x".into())),
         range_end: "z".into(),
     };
-    let number = Compare { target: 2, target_union: Some(TargetUnion::ModRevision(5)), ..compare.clone() };
+    let number =
+        Compare { target: 2, target_union: Some(TargetUnion::ModRevision(5)), ..compare.clone() };
     let keep = PutRequest { ignore_value: true, prev_kv: true, ..put("a", "", 7) };
     let delete = DeleteRangeRequest { key: "b".into(), range_end: "d".into(), prev_kv: true };
     let inner = TxnRequest {
@@ -128,7 +129,8 @@ fn proposal(bodies: Vec<Body>, time_unix_ms: u64) -> Proposal {
 }
 
 fn logs() -> Vec<Vec<u8>> {
-    let each = bodies().into_iter().zip(1..).map(|(body, number)| proposal(vec![body], number * 500));
+    let each =
+        bodies().into_iter().zip(1..).map(|(body, number)| proposal(vec![body], number * 500));
     let apart = Log { proposals: each.map(|one| one.encode_to_vec().into()).collect() };
     let together = Log { proposals: vec![proposal(bodies(), 1000).encode_to_vec().into()] };
     vec![apart.encode_to_vec(), together.encode_to_vec()]
@@ -148,7 +150,9 @@ fn told(state: &State<Map>) -> String {
     let pairs = plan.finish(&**state.backend()).unwrap();
     let leases: Vec<_> = state
         .leases()
-        .map(|term| (term, state.lease(term.id).unwrap().keys().map(<[u8]>::to_vec).collect::<Vec<_>>()))
+        .map(|term| {
+            (term, state.lease(term.id).unwrap().keys().map(<[u8]>::to_vec).collect::<Vec<_>>())
+        })
         .collect();
     let mut hash = HashJob::new(state, 0).unwrap();
     let hash = loop {
@@ -157,7 +161,11 @@ fn told(state: &State<Map>) -> String {
         }
     };
     let facts = (state.applied(), state.revision(), state.compact_revision(), state.time_unix_ms());
-    format!("{pairs:?} {leases:?} {hash:?} {facts:?} {:?} {:?}", state.members(), state.membership())
+    format!(
+        "{pairs:?} {leases:?} {hash:?} {facts:?} {:?} {:?}",
+        state.members(),
+        state.membership()
+    )
 }
 
 fn through_snapshot(state: &State<Map>) -> State<Map> {
@@ -190,7 +198,9 @@ fn apply_all(state: &mut State<Map>, log: &Log) -> String {
         let commands = proposal.groups.iter().flat_map(|group| &group.commands);
         let mut applied = state.apply(at, proposal.time_unix_ms, commands).unwrap();
         // Where the pair before was in memory it comes with the event.
-        applied.iter_mut().for_each(|one| one.events.iter_mut().for_each(|event| event.prev_kv = None));
+        applied
+            .iter_mut()
+            .for_each(|one| one.events.iter_mut().for_each(|event| event.prev_kv = None));
         told += &format!("{applied:?}\n");
     }
     told
