@@ -138,3 +138,56 @@ fn fuzz_log_words() {
         }
     });
 }
+
+/// A record of the log as it would follow the sample, in all but its checksum.
+fn fake_head(payload_bytes: usize, lsn: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let head = Head { kind: Kind::Entry, payload_bytes: 0, lsn, durable_lsn: lsn - 1, index: lsn };
+    record::encode(&mut bytes, &head, [&[], &[]], (0, 0));
+    bytes[..4].copy_from_slice(&(payload_bytes as u32).to_le_bytes());
+    bytes.truncate(record::HEAD_BYTES);
+    bytes
+}
+
+/// A client that fills a segment with heads of long records, which come to lie behind the end of
+/// the log when the file is used again, kept the member from starting: it read what each of them
+/// claimed to be. With a segment of 64 MiB that took hours.
+#[test]
+fn a_tail_full_of_long_heads_is_passed_over_in_time() {
+    const TAIL_BYTES: usize = 8 << 20;
+    let (name, mut bytes) = file(&sample()).unwrap();
+    let mut lsn = 0;
+    while bytes.len() < TAIL_BYTES {
+        lsn += 1;
+        let payload_bytes = TAIL_BYTES - bytes.len();
+        bytes.extend(fake_head(payload_bytes, 20 + lsn % 100));
+    }
+    bytes.resize(bytes.len() + 64, 0);
+    let begun = crate::clock::now();
+    let (_wal, records) = open(&name, bytes).unwrap();
+    eprintln!("{lsn} heads in {:?}", begun.elapsed());
+    assert_eq!(records, 12);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+}
+
+/// A long record behind a damaged one is found all the same, wherever it begins.
+#[test]
+fn a_long_record_behind_damage_is_found() {
+    for padding in 0..600 {
+        let mut words = sample();
+        let long = |lsn, durable_lsn, length: usize| RecordWords {
+            kind: 1,
+            lsn,
+            durable_lsn,
+            index: 0,
+            payload: Bytes::from(vec![b'l'; length]),
+        };
+        words.records.push(long(20, 19, 8 * padding));
+        words.records.push(long(21, 20, 9000 + padding));
+        let (name, mut bytes) = file(&words).unwrap();
+        let damaged = bytes.len() - 4096 - record::record_bytes(9000 + padding) - 40;
+        bytes[damaged] ^= 1;
+        let refused = open(&name, bytes).err();
+        assert!(matches!(refused, Some(WalError::Damaged { .. })), "{padding}: {refused:?}");
+    }
+}

@@ -25,7 +25,8 @@
 //!   a disk that hangs, and go on from there.
 //!
 //! Files: `record` (bytes of a record), `segment` (header, scanner), `table` (index of entries),
-//! `writer` (the thread), `keeper` (spares), `recovery` (open), `disk` and `sim` (the seam).
+//! `writer` (the thread), `keeper` (spares), `recovery` (open), `sums` (checksums of ranges), `disk` and
+//! `sim` (the seam).
 
 mod disk;
 mod error;
@@ -34,6 +35,7 @@ mod record;
 mod recovery;
 mod segment;
 pub mod sim;
+mod sums;
 mod table;
 mod writer;
 
