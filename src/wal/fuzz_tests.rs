@@ -167,7 +167,7 @@ fn a_tail_full_of_long_heads_is_passed_over_in_time() {
     let (_wal, records) = open(&name, bytes).unwrap();
     eprintln!("{lsn} heads in {:?}", begun.elapsed());
     assert_eq!(records, 12);
-    assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60));
 }
 
 /// A long record behind a damaged one is found all the same, wherever it begins.

@@ -22,6 +22,7 @@ pub(super) struct Sums<'a> {
     base: u64,
     /// The checksum of the bytes from `base` to each step.
     steps: Vec<u32>,
+    zeroes: Zeroes,
 }
 
 impl<'a> Sums<'a> {
@@ -35,7 +36,7 @@ impl<'a> Sums<'a> {
             at += STEP_BYTES;
         }
         let scanner = Scanner::with_chunk(segment, STEP_BYTES as usize);
-        Ok(Sums { scanner, seed: segment.seed, base, steps })
+        Ok(Sums { scanner, seed: segment.seed, base, steps, zeroes: Zeroes::new(segment.bytes) })
     }
 
     /// The checksum of the bytes from `base` to `end`.
@@ -59,7 +60,37 @@ impl<'a> Sums<'a> {
         let previous = word(&mut self.scanner, at - CRC_BYTES)?;
         // Bytes that are there before both prefixes cancel out.
         let before = self.prefix(at)? ^ self.seed ^ previous;
-        let moved = crc32c::crc32c_combine(before, 0, (end - at) as usize);
+        let moved = self.zeroes.after(before, end - at);
         Ok(moved ^ self.prefix(end)? == word(&mut self.scanner, end)?)
+    }
+}
+
+/// What becomes of a checksum when zeroes follow: the sum of what becomes of its bits.
+struct Zeroes {
+    /// For 1, 2, 4, 8, … zeroes, what each bit becomes.
+    powers: Vec<[u32; 32]>,
+}
+
+impl Zeroes {
+    /// For up to `bytes_max` zeroes.
+    fn new(bytes_max: u64) -> Self {
+        let powers = 0..u64::BITS - bytes_max.leading_zeros();
+        let bits = |power| {
+            std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, 1_usize << power))
+        };
+        Zeroes { powers: powers.map(bits).collect() }
+    }
+
+    fn after(&self, mut sum: u32, count: u64) -> u32 {
+        for (_, bits) in self.powers.iter().enumerate().filter(|(power, _)| count >> power & 1 == 1)
+        {
+            let mut moved = 0;
+            while sum != 0 {
+                moved ^= bits[sum.trailing_zeros() as usize];
+                sum &= sum - 1;
+            }
+            sum = moved;
+        }
+        sum
     }
 }
