@@ -82,3 +82,7 @@ pub mod storage;
 pub mod tasks;
 pub mod wal;
 pub mod watch;
+
+#[cfg(test)]
+#[path = "../tests/support/fuzz.rs"]
+mod fuzz;

@@ -368,3 +368,6 @@ fn damaged(what: &str) -> StorageError {
     let source = io::Error::new(io::ErrorKind::InvalidData, "checksum or count does not match");
     StorageError::new(format!("receiving a snapshot: {what}"), source)
 }
+
+#[cfg(test)]
+mod tests;

@@ -189,3 +189,57 @@ pub(crate) fn transfer_reply_from_pb(
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEADER: u64 = 7;
+
+    fn append(previous: Option<(u64, u64)>, entries: &[(u64, u64, u64)]) -> pb::AppendRequest {
+        let entry = |&(term, leader, index)| pb::Entry {
+            log_id: Some(pb::LogId { term, leader, index }),
+            body: None,
+        };
+        pb::AppendRequest {
+            vote: Some(pb::Vote { term: 5, candidate: LEADER, committed: true }),
+            previous: previous.map(|(term, index)| pb::LogId { term, leader: LEADER, index }),
+            entries: entries.iter().map(entry).collect(),
+            committed: None,
+        }
+    }
+
+    /// openraft panicked at each of the refused ones; a fuzzer found them.
+    #[test]
+    fn an_append_that_no_leader_sends_is_refused() {
+        let is_taken = |request| append_request_from_pb(request, LEADER).is_ok();
+        assert!(is_taken(append(None, &[(0, 1, 0), (3, 2, 1), (5, LEADER, 2)])));
+        assert!(is_taken(append(Some((4, 9)), &[(4, LEADER, 10), (5, LEADER, 11)])));
+        assert!(is_taken(append(Some((4, u64::MAX)), &[])));
+        for (what, request) in [
+            ("a hole", append(Some((4, 9)), &[(5, LEADER, 11)])),
+            ("the same again", append(None, &[(5, LEADER, 0), (5, LEADER, 0)])),
+            ("no begin", append(None, &[(5, LEADER, 1)])),
+            ("a term that falls", append(Some((4, 9)), &[(3, LEADER, 10)])),
+            ("a term to come", append(Some((4, 9)), &[(6, LEADER, 10)])),
+            ("two leaders of a term", append(None, &[(3, 1, 0), (3, 2, 1)])),
+            ("another leader of this term", append(None, &[(5, 1, 0)])),
+            ("behind the last", append(Some((4, u64::MAX)), &[(5, LEADER, 0)])),
+        ] {
+            assert!(!is_taken(request), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_vote_is_that_of_its_sender_and_fits_what_it_is_sent_for() {
+        let vote = |committed| Some(pb::Vote { term: 5, candidate: LEADER, committed });
+        assert!(leader_vote_from_pb(vote(true), LEADER).is_ok());
+        assert!(leader_vote_from_pb(vote(false), LEADER).is_err());
+        assert!(leader_vote_from_pb(vote(true), LEADER + 1).is_err());
+        assert!(leader_vote_from_pb(None, LEADER).is_err());
+        let asked = |committed| pb::VoteRequest { vote: vote(committed), ..Default::default() };
+        assert!(vote_request_from_pb(asked(false), LEADER).is_ok());
+        assert!(vote_request_from_pb(asked(true), LEADER).is_err());
+        assert!(vote_request_from_pb(asked(false), LEADER + 1).is_err());
+    }
+}

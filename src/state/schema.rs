@@ -229,4 +229,50 @@ mod tests {
         assert!(decode_renewals(&renewals[1..]).is_none());
         assert_eq!(decode_compact(&encode_compact(-1, 5)).unwrap(), (-1, 5));
     }
+
+    /// These bytes are on disks. Later releases may add keys, and must read these.
+    #[test]
+    fn keys_and_values_of_format_1_stay_as_they_are() {
+        let text = |bytes: &[u8]| -> String {
+            bytes
+                .iter()
+                .flat_map(|byte| std::ascii::escape_default(*byte))
+                .map(char::from)
+                .collect()
+        };
+        let position = Position { index: 258, term: 3, leader: 0xfedc_ba98_7654_3210 };
+        let progress = Progress { position, time_unix_ms: 1_795_000_000_123, revision: 260 };
+        let written: [(&[u8], &str); 9] = [
+            (
+                &record_key(Revision { main: 258, sub: 7 }),
+                r"r\x00\x00\x00\x00\x00\x00\x01\x02\x00\x00\x00\x07",
+            ),
+            (&lease_key(-2), r"mlease/\xff\xff\xff\xff\xff\xff\xff\xfe"),
+            (
+                &encode_lease(60, 1_795_000_060_123),
+                r#"\x00\x00\x00\x00\x00\x00\x00<\x00\x00\x01\xa1\xeeWH\xdb"#,
+            ),
+            (&renewals_key(258, 1), r"mrenew/\x00\x00\x00\x00\x00\x00\x01\x02\x00\x00\x00\x01"),
+            (
+                &encode_renewals(1_795_000_000_123, [-2, 5].into_iter()),
+                r#"\x00\x00\x01\xa1\xeeV^{\xff\xff\xff\xff\xff\xff\xff\xfe\x00\x00\x00\x00\x00\x00\x00\x05"#,
+            ),
+            (&member_key(258), r"mmember/\x00\x00\x00\x00\x00\x00\x01\x02"),
+            (
+                &encode_compact(258, -1),
+                r#"\x00\x00\x00\x00\x00\x00\x01\x02\xff\xff\xff\xff\xff\xff\xff\xff"#,
+            ),
+            (
+                &progress.encode(),
+                r#"\x00\x00\x00\x00\x00\x00\x01\x02\x00\x00\x00\x00\x00\x00\x00\x03\xfe\xdc\xba\x98vT2\x10\x00\x00\x01\xa1\xeeV^{\x00\x00\x00\x00\x00\x00\x01\x04"#,
+            ),
+            (
+                &[FORMAT, POSITION, MEMBERSHIP, COMPACT].join(&b' '),
+                "mformat mposition mmembership mcompact",
+            ),
+        ];
+        for (bytes, expected) in written {
+            assert_eq!(text(bytes), expected);
+        }
+    }
 }

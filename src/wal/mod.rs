@@ -25,8 +25,8 @@
 //!   a disk that hangs, and go on from there.
 //!
 //! Files: `record` (bytes of a record), `segment` (header, scanner), `table` (index of entries),
-//! `writer` (the thread), `keeper` (spares), `recovery` (open), `disk` and `sim` (the seam), `bell`
-//! (wakes the workers).
+//! `writer` (the thread), `keeper` (spares), `recovery` (open), `sums` (checksums of ranges), `disk` and
+//! `sim` (the seam), `bell` (wakes the workers).
 
 mod bell;
 mod disk;
@@ -36,9 +36,12 @@ mod record;
 mod recovery;
 mod segment;
 pub mod sim;
+mod sums;
 mod table;
 mod writer;
 
+#[cfg(test)]
+mod fuzz_tests;
 #[cfg(test)]
 mod tests;
 

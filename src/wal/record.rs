@@ -17,6 +17,8 @@ pub(super) const HEAD_BYTES: usize = 32;
 /// Records start at multiples of this.
 pub(super) const ALIGN: usize = 8;
 const CRC_BYTES: usize = 4;
+/// No log has so many records or entries; what says so was not written by us.
+pub(super) const NUMBER_MAX: u64 = 1 << 62;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +85,8 @@ impl Head {
         let kind = Kind::from_byte((first >> 32) as u8)?;
         let payload_bytes = (first & u64::from(u32::MAX)) as usize;
         let (lsn, durable_lsn, index) = (word(8), word(16), word(24));
-        (durable_lsn < lsn).then_some(Self { kind, payload_bytes, lsn, durable_lsn, index })
+        let is_sound = durable_lsn < lsn && lsn < NUMBER_MAX && index < NUMBER_MAX;
+        is_sound.then_some(Self { kind, payload_bytes, lsn, durable_lsn, index })
     }
 
     /// Bytes of the whole record.

@@ -13,12 +13,16 @@ use bytes::Bytes;
 use super::error::WalError;
 use super::record::{ALIGN, Head, Kind};
 use super::segment::{Checkpoint, HEADER_BYTES, Header, Intact, Scanner, Segment};
+use super::sums::Sums;
 use super::table::{Point, Table};
 use super::writer::Cursor;
 use super::{Options, Record};
 
 /// Zeroed at least, when a tail is cut: more than one record's head.
 const CUT_BYTES_MIN: u64 = 64 * 1024;
+
+/// What looks like a longer record behind the end of the log is not read to see whether it is one.
+const READ_WHOLE_BYTES_MAX: usize = 4096;
 
 /// What the layer above does with a replayed record.
 pub(super) type Visit<'a> = dyn FnMut(Record<'_>) -> Result<(), WalError> + 'a;
@@ -204,10 +208,11 @@ impl<'a, 'b> Replay<'a, 'b> {
 fn cut_tail(segment: &Segment, offset: u64, next_lsn: u64) -> Result<(), WalError> {
     let mut scanner = Scanner::new(segment);
     let torn_head = scanner.head(offset)?.is_some_and(|head| head.lsn == next_lsn);
+    let mut strays = Strays { segment, scanner, offset, next_lsn, sums: None };
     let mut remains_end = None;
     let mut at = offset + ALIGN as u64;
     while at + ALIGN as u64 <= segment.bytes {
-        if let Some(head) = stray(&mut scanner, at, next_lsn)? {
+        if let Some(head) = strays.at(at)? {
             if head.durable_lsn >= next_lsn {
                 let what = "a record is unreadable, and a later one says that it was durable";
                 return Err(segment.damaged(offset, what));
@@ -235,14 +240,33 @@ fn cut_tail(segment: &Segment, offset: u64, next_lsn: u64) -> Result<(), WalErro
     Ok(())
 }
 
-/// The head of an intact record of this segment at `at` that belongs behind the cut.
-fn stray(scanner: &mut Scanner<'_>, at: u64, next_lsn: u64) -> Result<Option<Head>, WalError> {
-    let Some(head) = scanner.head(at)? else { return Ok(None) };
-    // Records have at least this many bytes, which bounds the numbers that can follow.
-    let furthest = next_lsn + at / super::record::HEAD_BYTES as u64;
-    if head.lsn < next_lsn || head.lsn > furthest {
-        return Ok(None);
+/// Looks for records behind the end of the log.
+struct Strays<'a> {
+    segment: &'a Segment,
+    scanner: Scanner<'a>,
+    /// Where the log ends.
+    offset: u64,
+    next_lsn: u64,
+    sums: Option<Sums<'a>>,
+}
+
+impl Strays<'_> {
+    /// The head of an intact record of this segment at `at` that belongs behind the cut.
+    fn at(&mut self, at: u64) -> Result<Option<Head>, WalError> {
+        let Some(head) = self.scanner.head(at)? else { return Ok(None) };
+        // Records have at least this many bytes, which bounds the numbers that can follow.
+        let furthest = self.next_lsn + at / super::record::HEAD_BYTES as u64;
+        if head.lsn < self.next_lsn || head.lsn > furthest {
+            return Ok(None);
+        }
+        if head.record_bytes() > READ_WHOLE_BYTES_MAX {
+            let sums = match &mut self.sums {
+                Some(sums) => sums,
+                none => none.insert(Sums::read(self.segment, self.offset)?),
+            };
+            return Ok(sums.is_intact(at, &head)?.then_some(head));
+        }
+        let previous = self.scanner.crc_before(at)?;
+        Ok(self.scanner.record(at, previous)?.map(|intact| intact.head))
     }
-    let previous = scanner.crc_before(at)?;
-    Ok(scanner.record(at, previous)?.map(|intact| intact.head))
 }

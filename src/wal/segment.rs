@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::disk::{Disk, DiskFile};
 use super::error::WalError;
-use super::record::{self, HEAD_BYTES, Head};
+use super::record::{self, HEAD_BYTES, Head, NUMBER_MAX};
 
 /// Bytes in front of the first record.
 pub(super) const HEADER_BYTES: usize = 4096;
@@ -118,6 +118,11 @@ impl Header {
         let (Some(vote), Some(committed), Some(purged)) = (blob(), blob(), blob()) else {
             return Err(damaged("the header is malformed"));
         };
+        // Segments and records are counted from 1, entries from 0.
+        let counts = [word(2).wrapping_sub(1), word(3).wrapping_sub(1), word(4), word(5)];
+        if counts.iter().any(|count| *count >= NUMBER_MAX) || word(5) > word(4) {
+            return Err(damaged("the header is malformed"));
+        }
         Ok(Self {
             identity: Identity { cluster_id: word(0), member_id: word(1) },
             sequence: word(2),

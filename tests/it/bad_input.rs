@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use quorate::clock;
+use quorate::pb::etcdserverpb::lease_client::LeaseClient;
+use quorate::pb::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -209,4 +211,23 @@ async fn a_flood_of_large_writes_is_bounded() {
     // All of them at once, the values that are kept in memory, and what the log keeps.
     assert!(growth < (WRITERS as u64 * 3 + 512) << 20, "the flood cost {growth} bytes");
     assert_serves(&server).await;
+}
+
+/// Many messages of a few bytes at once, each in a frame of its own, are a client in a hurry and no
+/// attack: HTTP/2's guard against small frames must not end the connection.
+#[tokio::test]
+async fn a_burst_of_tiny_messages_does_not_end_the_connection() {
+    const MESSAGES: usize = 60_000;
+    let server = Server::start_alone(&program_under_test());
+    let mut leases = LeaseClient::new(channel(server.endpoint(), Duration::from_secs(60)));
+    leases.lease_grant(LeaseGrantRequest { id: 7, ttl: 600 }).await.expect("a lease");
+    let burst = futures_util::stream::iter((0..MESSAGES).map(|_| LeaseKeepAliveRequest { id: 7 }));
+    let answers = leases.lease_keep_alive(burst).await.expect("the stream opens");
+    let mut answers = answers.into_inner();
+    let mut count = 0;
+    while let Some(answer) = answers.message().await.expect("the stream stays") {
+        assert_eq!(answer.ttl, 600);
+        count += 1;
+    }
+    assert_eq!(count, MESSAGES);
 }

@@ -16,12 +16,13 @@ mod fuzz;
 mod lease;
 mod lock;
 mod model;
-mod ordeal;
-mod power_loss;
 #[cfg(feature = "failpoints")]
 mod mutants;
+mod ordeal;
+mod power_loss;
 mod scripts;
 mod sim;
 mod snapshot;
 mod upgrade;
 mod watch;
+mod wire;

@@ -14,6 +14,7 @@
 //! | `QUORATE_TEST_SERVER` | the binary to test instead of our own |
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write as _};
@@ -74,7 +75,8 @@ struct PackedFile {
     content: Bytes,
 }
 
-fn folder() -> PathBuf {
+/// Where the fixtures are.
+pub(super) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
@@ -101,7 +103,8 @@ fn collect(root: &Path, dir: &Path, packed: &mut Packed) {
     }
 }
 
-fn unpack(archive: &Path, dir: &Path) {
+/// Writes a packed directory to `dir`.
+pub(super) fn unpack(archive: &Path, dir: &Path) {
     let mut bytes = Vec::new();
     GzDecoder::new(fs::File::open(archive).unwrap()).read_to_end(&mut bytes).unwrap();
     fs::create_dir_all(dir).unwrap();
@@ -226,23 +229,26 @@ async fn told(endpoint: &str) -> String {
 }
 
 /// What lies in the data directory `dir`: the state, and the log applied to it.
-async fn stored(dir: &Path) -> String {
-    let data_dir = DataDir::open(dir, None).unwrap();
-    let identity = data_dir.identity().unwrap();
+pub(super) async fn stored(dir: &Path) -> Result<String, Box<dyn Error>> {
+    let data_dir = DataDir::open(dir, None)?;
+    let identity = data_dir.identity().ok_or("nobody's data")?;
     let wal_identity =
         wal::Identity { cluster_id: identity.cluster_id.0, member_id: identity.member_id.0 };
-    let mut log =
-        LogStore::open(wal::Options::at(&data_dir.wal_dir(), wal_identity).unwrap()).unwrap();
-    let backend = SledBackend::open(&data_dir.current_state_dir(), SledOptions::default()).unwrap();
+    let mut log = LogStore::open(wal::Options::at(&data_dir.wal_dir(), wal_identity)?)?;
+    let backend = SledBackend::open(&data_dir.current_state_dir(), SledOptions::default())?;
     let options = Options { value_cache_bytes: 1 << 20 };
-    let mut state = State::open(Arc::new(backend), options).unwrap();
+    let mut state = State::open(Arc::new(backend), options)?;
     let mut text = String::new();
     let found = state.applied().map_or(0, |at| at.index);
     let state_dir = data_dir.current_state_dir();
     let state_dir = state_dir.file_name().unwrap().to_str().unwrap();
     let (purged, last) = (log.purged_index(), log.last_index());
+    // As the server does: they must leave no hole between them.
+    if purged.is_some_and(|purged| found < purged) {
+        return Err("the state lacks entries that the log has dropped".into());
+    }
     writeln!(text, "{state_dir} up to {found}, log after {purged:?} up to {last:?}").unwrap();
-    for entry in log.try_get_log_entries(found + 1..).await.unwrap() {
+    for entry in log.try_get_log_entries(found + 1..).await? {
         let at = Position {
             index: entry.log_id.index,
             term: entry.log_id.leader_id.term,
@@ -264,17 +270,17 @@ async fn stored(dir: &Path) -> String {
     }
     let members: BTreeMap<u64, &str> =
         state.members().iter().map(|(id, member)| (*id, member.name.as_str())).collect();
-    let membership = codec::decode_stored_membership(state.membership()).unwrap();
+    let membership = codec::decode_stored_membership(state.membership())?;
     let voters: Vec<u64> = membership.membership().voter_ids().collect();
     writeln!(text, "members {members:x?}, voters {voters:x?}").unwrap();
     let mut hash = HashJob::new(&state, 0).unwrap();
     let hash = loop {
-        if let Some(answer) = hash.step(&state, 1000).unwrap() {
+        if let Some(answer) = hash.step(&state, 1000)? {
             break answer;
         }
     };
     writeln!(text, "{hash:?}, clock {}", state.time_unix_ms()).unwrap();
-    text
+    Ok(text)
 }
 
 /// A bit of everything that a store can hold, through the member at `endpoint`.
@@ -399,7 +405,7 @@ async fn bless(name: &str, all: &[Place]) {
         let dir = scratch.path().join(&place.name);
         let packed = pack(&dir);
         fs::write(folder.join(format!("{name}-{}.gz", place.name)), &packed).unwrap();
-        writeln!(text, "{}:\n{}", place.name, stored(&dir).await).unwrap();
+        writeln!(text, "{}:\n{}", place.name, stored(&dir).await.unwrap()).unwrap();
         eprintln!("{name}-{}: {} bytes", place.name, packed.len());
     }
     fs::write(folder.join(format!("{name}.txt")), text).unwrap();
@@ -426,7 +432,7 @@ async fn check(name: &str, names: &[&str]) {
             // A copy: reading a log leaves traces.
             let copy = scratch.path().join("copy").join(&place.name);
             unpack(&archive, &copy);
-            writeln!(on_disk, "{}:\n{}", place.name, stored(&copy).await).unwrap();
+            writeln!(on_disk, "{}:\n{}", place.name, stored(&copy).await.unwrap()).unwrap();
         }
         let members = start(&all, scratch.path()).await;
         for member in &members {

@@ -123,7 +123,7 @@ fn corpus(target: &str, samples: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(target);
     if std::env::var_os("QUORATE_BLESS").is_some() && !folder.join("sample-00").exists() {
         fs::create_dir_all(&folder).expect("the repository can be written");
-        for (number, sample) in samples.iter().enumerate().filter(|(_, one)| one.len() < 4096) {
+        for (number, sample) in samples.iter().enumerate().filter(|(_, one)| one.len() < 16 << 10) {
             let file = folder.join(format!("sample-{number:02}"));
             fs::write(file, sample).expect("the repository can be written");
         }

@@ -21,6 +21,11 @@ mod elect;
 mod endpoint;
 mod error;
 mod flags;
+#[cfg(test)]
+#[path = "../../../tests/support/fuzz.rs"]
+mod fuzz;
+#[cfg(test)]
+mod fuzz_tests;
 mod go;
 mod keep_alive;
 mod kv;

@@ -93,7 +93,8 @@ pub(crate) async fn txn(
     printer(format, flags, out).print(&Answer::Txn(&response))
 }
 
-fn read_txn(
+/// Reads the three blocks from `input`.
+pub(crate) fn read_txn(
     input: &mut dyn BufRead,
     out: &mut dyn Write,
     interactive: bool,

@@ -6,7 +6,7 @@
 
 mod client;
 mod config;
-// mod files;
+mod files;
 mod log;
 mod peer;
 mod state;

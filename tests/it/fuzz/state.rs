@@ -277,3 +277,22 @@ fn use_state(state: &mut State<Map>, random: &mut Rng) {
         drop(state.compact_step(random.usize(1..9)));
     }
 }
+
+/// What counts the last revision was changed: reading history looked for it until the end of all
+/// numbers. And with records lost at the end a state opened as if nothing was.
+#[test]
+fn a_storage_whose_records_end_elsewhere_than_it_says_is_refused() {
+    let mut state = open(Arc::default(), 0);
+    apply_all(&mut state, &Log::decode(&logs()[0][..]).unwrap());
+    let pairs = state.backend().pairs.lock().clone();
+    for (revision, is_right) in [(-1, false), (0, true), (1, false), (1 << 40, false)] {
+        let map = Map::default();
+        *map.pairs.lock() = pairs.clone();
+        let mut position = pairs[&b"mposition"[..]].to_vec();
+        let (_, last) = position.split_last_chunk_mut::<8>().unwrap();
+        *last = (state.revision() + revision).to_be_bytes();
+        map.pairs.lock().insert(Bytes::from_static(b"mposition"), position.into());
+        let opened = State::open(Arc::new(map), Options { value_cache_bytes: 0 });
+        assert_eq!(opened.is_ok(), is_right, "{revision} more");
+    }
+}
