@@ -239,8 +239,7 @@ pub(super) fn forget_torn_settings(database_dir: &Path) -> io::Result<()> {
         bytes => bytes?,
     };
     let whole = bytes.split_last_chunk::<4>().is_some_and(|(settings, sum)| {
-        settings.len() == SETTINGS_BYTES
-            && (crc32fast::hash(settings) ^ 0xAF).to_le_bytes() == *sum
+        settings.len() == SETTINGS_BYTES && (crc32fast::hash(settings) ^ 0xAF).to_le_bytes() == *sum
     });
     if whole { Ok(()) } else { fs::remove_file(&path) }
 }

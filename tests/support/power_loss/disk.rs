@@ -270,13 +270,17 @@ impl Disk {
             Some(Record::Unlink(name) | Record::RemoveDir(name) | Record::MakeDir(name)) => {
                 path == name
             }
-            _ => last_inode.is_some() && fs::metadata(path).map(|file| file.ino()).ok() == last_inode,
+            _ => {
+                last_inode.is_some() && fs::metadata(path).map(|file| file.ino()).ok() == last_inode
+            }
         };
         for (path, content) in &expected {
             match found.get(path) {
                 _ if is_last(path) => {}
                 None => panic!("the layer has missed the end of {path:?}"),
-                Some(found) => assert!(found == content, "the layer has missed a change of {path:?}"),
+                Some(found) => {
+                    assert!(found == content, "the layer has missed a change of {path:?}")
+                }
             }
         }
         for (path, content) in &found {

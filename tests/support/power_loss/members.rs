@@ -21,11 +21,8 @@ use crate::support::server::{Launch, Place, Server, program_under_test};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that touches the disk happens often.
-const FLAGS: [&str; 3] = [
-    "--quorate-wal-segment-bytes=1048576",
-    "--snapshot-count=50",
-    "--snapshot-catchup-entries=10",
-];
+const FLAGS: [&str; 3] =
+    ["--quorate-wal-segment-bytes=1048576", "--snapshot-count=50", "--snapshot-catchup-entries=10"];
 
 /// Syncs take up to this.
 const SYNC_US_MAX: u32 = 4000;
