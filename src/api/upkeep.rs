@@ -40,13 +40,13 @@ impl Api {
     pub(super) fn status(&self, message: Bytes) -> Result<Bytes, Status> {
         let _: StatusRequest = grpc::decode(message)?;
         let node = self.member.node();
-        let leadership = node.leadership();
+        let (leadership, leader) = (node.leadership(), node.leader());
         let (revision, size) = {
             let state = self.member.state();
             (state.revision(), state.backend().size_bytes())
         };
         let mut errors = Vec::new();
-        if leadership.leader.is_none() {
+        if leader.is_none() {
             errors.push(Error::NoLeader.to_string());
         }
         Ok(grpc::encode(&StatusResponse {
@@ -56,7 +56,7 @@ impl Api {
             // Nothing has to be defragmented, so all of it is in use.
             db_size_in_use: size.cast_signed(),
             db_size_quota: self.member.options().quota_bytes,
-            leader: leadership.leader.unwrap_or(0),
+            leader: leader.unwrap_or(0),
             raft_index: node.committed_index(),
             raft_term: leadership.term,
             raft_applied_index: node.shared().applied_index(),

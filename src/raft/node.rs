@@ -230,6 +230,11 @@ impl Node {
         is_alone || acked.is_some_and(|acked| acked.elapsed() <= patience)
     }
 
+    /// The leader, if this member is in touch with it: etcd names none when the last one is silent.
+    pub fn leader(&self) -> Option<u64> {
+        self.leadership().leader.filter(|_| self.has_leader())
+    }
+
     /// Looks from time to time whether the leader is still there.
     async fn follow_contact(self: Arc<Self>) {
         let mut leadership = self.leadership.subscribe();

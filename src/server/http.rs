@@ -62,7 +62,7 @@ async fn health(
     let serializable = query.split('&').any(|pair| pair == "serializable=true");
     let failed = if serializable {
         None
-    } else if member.node().leadership().leader.is_none() {
+    } else if !member.node().has_leader() {
         Some("RAFT NO LEADER".to_owned())
     } else {
         let read = member.read_barrier(shard).await;
@@ -101,7 +101,7 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
     let watches = member.watch_totals();
     metrics.leader_changes.store(node.leader_changes(), Relaxed);
     Gauges {
-        has_leader: leadership.leader.is_some(),
+        has_leader: node.has_leader(),
         is_leader: leadership.is_leader,
         is_learner: leadership.is_learner,
         committed: node.committed_index(),

@@ -26,7 +26,7 @@ use rustix::process::Signal;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::support::client::{channel, kv};
+use crate::support::client::{channel, http_get, kv};
 use crate::support::cluster::Cluster;
 use crate::support::server::{Server, program_under_test};
 use crate::support::{BUSY, number};
@@ -180,13 +180,7 @@ async fn an_expired_holder_is_followed_and_an_expired_waiter_is_told() {
 
 /// What the counter `name` of the member at `endpoint` says.
 async fn counter(endpoint: &str, name: &str) -> u64 {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let address = endpoint.trim_start_matches("http://");
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("a member listens");
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("a request");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer");
+    let answer = http_get(endpoint, "/metrics").await;
     let line = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.expect("the counter is there").parse().expect("a number")
 }

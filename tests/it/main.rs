@@ -10,6 +10,7 @@ mod bench;
 mod conformance;
 mod crash;
 mod ctl;
+mod etcd_bugs;
 mod failpoints;
 mod lease;
 mod lock;

@@ -13,11 +13,13 @@ use std::time::Duration;
 use futures_util::future::{join, join_all, join3};
 use quorate::pb::etcdserverpb::request_op::Request;
 use quorate::pb::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
+    CompactionRequest, DeleteRangeRequest, RequestOp, StatusRequest, TxnRequest, WatchCreateRequest,
 };
 use rustix::process::Signal;
 
-use crate::support::client::{assert_same_data, channel, get, kv, put, revision};
+use crate::support::client::{
+    assert_same_data, channel, get, http_get, kv, maintenance, put, revision,
+};
 use crate::support::cluster::Cluster;
 use crate::support::server::{Server, program_under_test};
 use crate::support::watch::{Watch, create};
@@ -225,6 +227,13 @@ async fn hasleader_ends_a_stream_when_the_majority_is_gone() {
     );
     let refused = Watch::open_with(&endpoint, true).try_next().await.unwrap_err();
     assert_eq!(refused.message(), "etcdserver: no leader");
+    let status = maintenance(channel(&endpoint, DEADLINE)).status(StatusRequest {}).await.unwrap();
+    let status = status.into_inner();
+    assert_eq!((status.leader, status.errors), (0, vec!["etcdserver: no leader".to_owned()]));
+    assert_eq!(
+        http_get(&endpoint, "/health").await,
+        r#"{"health":"false","reason":"RAFT NO LEADER"}"#
+    );
     cluster.members[leader].restart();
     cluster.members[leader].until_ready().await;
     write(&endpoint, "a", "").await;
@@ -263,7 +272,7 @@ async fn watchers_of_a_member_that_installs_a_snapshot_miss_nothing() {
     assert_eq!(revisions, (first..=last).collect::<Vec<i64>>());
     let next = write(left.endpoint(), "k", "").await;
     assert_eq!(watch.revisions(1).await, [next]);
-    eprintln!("installed a snapshot: {}", left.line("applied snapshot").is_some());
+    left.until_line("applied snapshot", DEADLINE).await;
 }
 
 /// The shared state of the parts of a recorded run.

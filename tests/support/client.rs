@@ -8,6 +8,8 @@ use quorate::pb::etcdserverpb::watch_client::WatchClient;
 use quorate::pb::etcdserverpb::{
     HashKvRequest, PutRequest, RangeRequest, RangeResponse, ResponseHeader,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 /// Largest answer that a client of the tests takes.
@@ -103,4 +105,16 @@ pub(crate) async fn assert_same_data(endpoints: &[String]) -> i64 {
 /// The Watch service behind `channel`.
 pub(crate) fn watch(channel: Channel) -> WatchClient<Channel> {
     WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+/// What the member at `endpoint` answers to an HTTP GET of `path`.
+pub(crate) async fn http_get(endpoint: &str, path: &str) -> String {
+    let address = endpoint.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).await.expect("a member listens");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    body.to_owned()
 }

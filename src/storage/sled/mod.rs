@@ -155,8 +155,13 @@ impl SledBackend {
             let mut pairs = Vec::new();
             let mut bytes = 0;
             let mut next = None;
-            for pair in database.range(start..end) {
+            // sled does not look for an upper bound where no key is left below it: such an iterator
+            // goes through all leaves up to the last one before it ends.
+            for pair in database.range(start..) {
                 let (key, value) = pair?;
+                if &*key >= end {
+                    break;
+                }
                 bytes += key.len() + value.len();
                 if pairs.len() % SCAN_TOUCH_EVERY == 0 {
                     database.get(&key)?;

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{SledBackend, SledOptions};
+use super::{SledBackend, SledOptions, pack::leaf_visits};
 use crate::storage::{Backend, Batch, StorageError, tests::seed};
 
 /// How many revisions are live at a time.
@@ -75,6 +75,35 @@ fn checked_count(store: &SledBackend) -> Result<u64, StorageError> {
 
 fn open_and_count(dir: &Path) -> Result<u64, StorageError> {
     checked_count(&SledBackend::open(dir, lazy())?)
+}
+
+/// sled's own iterators read all leaves behind the end of their range.
+#[test]
+fn a_scan_reads_no_leaf_behind_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledBackend::open(dir.path(), lazy()).unwrap();
+    (1..=10_000).for_each(|n| {
+        let mut batch = Batch::default();
+        batch.put(key(n), value(n));
+        store.commit(batch).unwrap();
+    });
+    store.checkpoint().unwrap();
+    let visits = || store.shared.handles.with(|database| Ok(leaf_visits(database))).unwrap();
+    let scanned = |start: &[u8], end: &[u8]| {
+        let (mut pairs, before) = (0, visits());
+        let mut visit = |_: &[u8], _: &[u8]| {
+            pairs += 1;
+            ControlFlow::Continue(())
+        };
+        store.scan(start, end, &mut visit).unwrap();
+        (pairs, visits() - before)
+    };
+    let (pairs, leaves) = scanned(b"a", b"b");
+    assert_eq!(pairs, 0);
+    assert!(leaves <= 2, "an empty scan looked at {leaves} leaves");
+    let (pairs, leaves) = scanned(&key(100), &key(110));
+    assert_eq!(pairs, 10);
+    assert!(leaves <= 4, "a scan of 10 records looked at {leaves} leaves");
 }
 
 /// Not a test by itself: the process that the next test kills.
@@ -361,9 +390,9 @@ fn leaves_when_most_of_their_records_are_removed_are_packed() {
 /// How many records and leaves there are.
 fn leaves(store: &SledBackend) -> (usize, usize) {
     let count = |database: &super::handles::Database| {
-        let before = super::pack::leaf_visits(database);
+        let before = leaf_visits(database);
         let records = database.iter().count();
-        Ok((records, super::pack::leaf_visits(database) - before))
+        Ok((records, leaf_visits(database) - before))
     };
     store.shared.handles.with(count).unwrap()
 }
