@@ -25,7 +25,10 @@ fn collect(dir: &Path, names: &mut BTreeSet<String>) {
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
             let calls = text.split("fail_point!(").skip(1);
-            let found = calls.map(|call| call.trim_start().split('"').nth(1).unwrap().to_owned());
+            let name = |call: &str| {
+                Some(call.trim_start().strip_prefix('"')?.split_once('"')?.0.to_owned())
+            };
+            let found = calls.filter_map(name);
             names.extend(found.filter(|name| !name.starts_with("mutant_")));
         }
     }
@@ -130,7 +133,8 @@ mod crashes {
             }
             assert_same_data(endpoints).await;
             let mut leases = LeaseClient::new(channel(&endpoints[0], PATIENCE));
-            for &id in self.granted.borrow().iter() {
+            let granted = self.granted.borrow().clone();
+            for id in granted {
                 let request = LeaseTimeToLiveRequest { id, keys: false };
                 let answer = leases.lease_time_to_live(request).await.unwrap().into_inner();
                 assert!(answer.ttl > 0, "lease {id:x} was granted and is lost");
