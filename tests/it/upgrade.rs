@@ -235,7 +235,7 @@ pub(super) async fn stored(dir: &Path) -> Result<String, Box<dyn Error>> {
     let wal_identity =
         wal::Identity { cluster_id: identity.cluster_id.0, member_id: identity.member_id.0 };
     let mut log = LogStore::open(wal::Options::at(&data_dir.wal_dir(), wal_identity)?)?;
-    let backend = SledBackend::open(&data_dir.current_state_dir(), SledOptions::default())?;
+    let backend = SledBackend::open(data_dir.current_state_dir(), SledOptions::default())?;
     let options = Options { value_cache_bytes: 1 << 20 };
     let mut state = State::open(Arc::new(backend), options)?;
     let mut text = String::new();
