@@ -226,3 +226,26 @@ async fn a_member_left_behind_catches_up_by_snapshot_whoever_is_killed() {
     assert!(sent < GROWTH_BYTES_MAX, "the sender grew by {sent} bytes");
     assert!(received < GROWTH_BYTES_MAX, "the receiver grew by {received} bytes");
 }
+
+/// The entry in which a starting member announces itself may come back to it inside a snapshot, where
+/// no outcomes are told; it must not wait for one until the request times out.
+#[tokio::test]
+async fn a_member_that_needs_a_snapshot_at_its_start_serves_soon() {
+    let _busy = BUSY.lock().await;
+    // A request then times out after 13 seconds.
+    let flags = ["--snapshot-count=50", "--snapshot-catchup-entries=10", "--election-timeout=4000"];
+    let mut cluster = Cluster::start_with(&program_under_test(), 3, &flags);
+    let leader = cluster.leader().await;
+    let away = (leader + 1) % 3;
+    cluster.members[away].kill().await;
+    let mut kv = kv(channel(cluster.members[leader].endpoint(), Duration::from_secs(30)));
+    for number in 0..600 {
+        kv.put(put(format!("away/{number}"), "x")).await.expect("two members take writes");
+    }
+    let begin = clock::now();
+    cluster.members[away].restart();
+    cluster.members[away].until_ready().await;
+    let took = clock::now() - begin;
+    let words = cluster.members[away].last_words();
+    assert!(took < Duration::from_secs(9), "ready after {took:?}:\n{words}");
+}

@@ -19,6 +19,9 @@ use crate::support::history::{Op, Outcome, Reply};
 use crate::support::watch::Watch;
 use crate::support::workload::{Door, WatchStream};
 
+/// Why a call was never sent.
+const NO_CONNECTION: &str = "no connection";
+
 /// After it a client gives a call up.
 const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -91,7 +94,7 @@ impl Door for RealDoor {
         match tokio::time::timeout(DEADLINE * 2, RealDoor::ask(channel, op)).await {
             Ok(Ok(reply)) => Outcome::Ok(reply),
             Ok(Err(status)) if was_never_sent(&status) => {
-                Outcome::Refused(format!("no connection: {status}"))
+                Outcome::Refused(NO_CONNECTION.to_owned())
             }
             Ok(Err(status)) => {
                 let outcome = Outcome::failed(status.code(), status.message());

@@ -123,6 +123,14 @@ fn is_orphan(name: &str) -> bool {
     rest.and_then(|rest| rest.split('-').next()).is_some_and(is_gone)
 }
 
+/// Whether a process has ended, though perhaps nobody has asked how.
 fn is_gone(process: &str) -> bool {
-    process.parse::<u32>().is_ok() && !Path::new("/proc").join(process).exists()
+    if process.parse::<u32>().is_err() {
+        return false;
+    }
+    let Ok(stat) = fs::read_to_string(Path::new("/proc").join(process).join("stat")) else {
+        return true;
+    };
+    // The name before the state may hold anything but a newline.
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
 }
