@@ -61,6 +61,10 @@ pub const PROPOSALS_QUEUED_MAX: usize = 100_000;
 /// Bytes of commands that wait for an entry; beyond it a write gets `too many requests`.
 pub const PROPOSALS_QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// A starting member announces itself again after this, and then each time after twice as long, until
+/// it knows that the announcement was applied; as long as a request takes to time out at most.
+pub const PUBLISH_RETRY: Duration = Duration::from_secs(1);
+
 /// How long a write that certainly reached no log waits for news of a leader before it tries again.
 pub const PROPOSE_RETRY: Duration = Duration::from_millis(100);
 

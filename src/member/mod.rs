@@ -331,10 +331,15 @@ impl Member {
             name: self.options.name.clone(),
             client_urls: self.options.client_urls.clone(),
         };
+        let mut patience = limits::PUBLISH_RETRY;
         loop {
-            match self.propose(shard, Body::PublishMember(announcement.clone())).await {
-                Ok(_) => return,
-                Err(error) => tracing::warn!(%error, "cannot publish this member yet"),
+            let attempt = self.propose(shard, Body::PublishMember(announcement.clone()));
+            match tokio::time::timeout(patience, attempt).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "cannot publish this member yet"),
+                // The entry may have come inside a snapshot, which tells no outcomes. To announce the
+                // same again does no harm.
+                Err(_) => patience *= 2,
             }
         }
     }

@@ -239,13 +239,13 @@ async fn a_member_that_needs_a_snapshot_at_its_start_serves_soon() {
     let away = (leader + 1) % 3;
     cluster.members[away].kill().await;
     let mut kv = kv(channel(cluster.members[leader].endpoint(), Duration::from_secs(30)));
-    for number in 0..600 {
+    for number in 0..4000 {
         kv.put(put(format!("away/{number}"), "x")).await.expect("two members take writes");
     }
     let begin = clock::now();
     cluster.members[away].restart();
     cluster.members[away].until_ready().await;
-    let took = clock::now() - begin;
-    let words = cluster.members[away].last_words();
-    assert!(took < Duration::from_secs(9), "ready after {took:?}:\n{words}");
+    let (took, member) = (clock::now() - begin, &cluster.members[away]);
+    assert!(member.line("applied snapshot").is_some(), "{}", member.last_words());
+    assert!(took < Duration::from_secs(9), "ready after {took:?}:\n{}", member.last_words());
 }
