@@ -238,10 +238,17 @@ async fn a_member_that_needs_a_snapshot_at_its_start_serves_soon() {
     let leader = cluster.leader().await;
     let away = (leader + 1) % 3;
     cluster.members[away].kill().await;
-    let mut kv = kv(channel(cluster.members[leader].endpoint(), Duration::from_secs(30)));
-    for number in 0..4000 {
-        kv.put(put(format!("away/{number}"), "x")).await.expect("two members take writes");
-    }
+    let endpoint = cluster.members[leader].endpoint().to_owned();
+    let writer = |writer| {
+        let mut kv = kv(channel(&endpoint, Duration::from_secs(30)));
+        async move {
+            for number in 0..400 {
+                let put = put(format!("away/{writer}/{number}"), "x");
+                kv.put(put).await.expect("two members take writes");
+            }
+        }
+    };
+    join_all((0..WRITERS).map(writer)).await;
     let begin = clock::now();
     cluster.members[away].restart();
     cluster.members[away].until_ready().await;
