@@ -66,9 +66,11 @@ impl Report {
     }
 }
 
-/// Whether a call is an acknowledged write.
+/// Whether a call is an acknowledged write, for which a majority was needed: a leader may answer a
+/// keep-alive alone.
 pub(crate) fn is_acknowledged_write(call: &Call) -> bool {
-    matches!(call.outcome, Outcome::Ok(_)) && call.op.writes()
+    let is_keep_alive = matches!(call.op, Op::KeepAlive(_));
+    matches!(call.outcome, Outcome::Ok(_)) && call.op.writes() && !is_keep_alive
 }
 
 fn longest_gap(calls: &[Call]) -> (Duration, Duration) {
