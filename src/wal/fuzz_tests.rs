@@ -9,7 +9,7 @@ use prost::Message;
 use super::record::{self, Head, Kind};
 use super::segment::{Checkpoint, HEADER_BYTES, Header, Segment};
 use super::sim::SimDisk;
-use super::{Disk, Identity, Options, Wal, WalError};
+use super::{Disk, Identity, Options, Wal, WalError, Workers};
 use crate::fuzz::fuzz;
 
 const IDENTITY: Identity = Identity { cluster_id: 1, member_id: 2 };
@@ -110,7 +110,7 @@ fn open(name: &str, bytes: Vec<u8>) -> Result<(Wal, u64), WalError> {
     drop(disk.create(name).unwrap());
     disk.tamper(name, |content| *content = bytes);
     let mut options = Options::on(Arc::new(disk), IDENTITY);
-    (options.segment_bytes, options.background) = (64 * 1024, false);
+    (options.segment_bytes, options.workers) = (64 * 1024, Workers::OneThread);
     let mut records = 0;
     let wal = Wal::open(&options, |_| {
         records += 1;

@@ -3,11 +3,11 @@
 use prost::Message;
 
 use super::*;
-use crate::data_dir::DataDir;
 use crate::pb::etcdserverpb::{CompactionRequest, LeaseGrantRequest, PutRequest};
 use crate::pb::quorate::command::command::Body as Order;
 use crate::pb::quorate::command::{Command, LeaseRenew, PublishMember};
 use crate::state::{Options, Position};
+use crate::storage::memory::Memory;
 
 const OPTIONS: Options = Options { value_cache_bytes: 1 << 20 };
 
@@ -33,8 +33,8 @@ fn commands() -> Vec<Command> {
     orders.map(|body| Command { body: Some(body) }).into()
 }
 
-fn store(dir: &std::path::Path) -> Store {
-    let backend = Arc::new(SledBackend::open(dir, SledOptions::default()).unwrap());
+fn store() -> Store {
+    let backend = Arc::new(Box::new(Memory::new()) as Box<dyn Backend>);
     let mut state = State::open(backend, OPTIONS).unwrap();
     let stored = codec::encode_stored_membership(&StoredMembership::default());
     state.apply_membership(Position { index: 0, term: 0, leader: 0 }, stored).unwrap();
@@ -64,11 +64,9 @@ fn sent(state: &Store) -> Vec<u8> {
 }
 
 fn receive(mut bytes: Bytes, told: &SnapshotMeta) -> Result<Store, StorageError> {
-    let scratch = tempfile::tempdir().unwrap();
-    let data_dir = DataDir::open(scratch.path(), None).unwrap();
-    let directory = data_dir.new_staging_dir().unwrap();
-    let backend = Arc::new(SledBackend::open(directory.path(), SledOptions::default())?);
-    let mut incoming = Incoming { directory, backend, footer: SnapshotFooter::default() };
+    let backend = Arc::new(Box::new(Memory::new()) as Box<dyn Backend>);
+    let adopt = Box::new(|| Ok(()));
+    let mut incoming = Incoming { backend, adopt, footer: SnapshotFooter::default() };
     loop {
         match SnapshotFrame::decode_length_delimited(&mut bytes).unwrap().body.unwrap() {
             Body::Records(records) => incoming = incoming.take(records)?,
@@ -81,8 +79,7 @@ fn receive(mut bytes: Bytes, told: &SnapshotMeta) -> Result<Store, StorageError>
 /// `QUORATE_BLESS=1` writes the fixture if it is not there; an old one never changes.
 #[test]
 fn frames_of_format_1_are_sent_and_received() {
-    let scratch = tempfile::tempdir().unwrap();
-    let state = store(scratch.path());
+    let state = store();
     let bytes = sent(&state);
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/format-1/snapshot.frames");
     if std::env::var_os("QUORATE_BLESS").is_some() && !std::path::Path::new(path).exists() {
@@ -101,8 +98,7 @@ fn frames_of_format_1_are_sent_and_received() {
 /// one announced, and the member panicked.
 #[test]
 fn a_snapshot_of_another_position_than_announced_is_refused() {
-    let scratch = tempfile::tempdir().unwrap();
-    let state = store(scratch.path());
+    let state = store();
     let mut meta = meta_of(&state).unwrap();
     meta.last_log_id.as_mut().unwrap().index += 1;
     assert!(receive(sent(&state).into(), &meta).is_err());

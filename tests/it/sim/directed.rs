@@ -25,7 +25,7 @@ fn tell(story: impl AsyncFnOnce(Arc<World>, Vec<Arc<Host>>)) {
     runtime.block_on(async {
         let log = EventLog::new();
         let _listening = log.listen();
-        let net = Net::new(plan.seed, log.clone());
+        let net = Net::new(plan.seed);
         net.set_default(plan.link);
         let checks = Checks::new(log.clone());
         let world = Arc::new(World { plan, log, net, checks });
