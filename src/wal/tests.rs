@@ -4,6 +4,8 @@ use parking_lot::Condvar;
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 
+use parking_lot::Condvar;
+
 use super::segment::Segment;
 use super::sim::{Loss, SimDisk};
 use super::*;
