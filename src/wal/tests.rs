@@ -1,6 +1,5 @@
 //! Crash, damage and full-disk tests of the log, on the simulated disk, against a model.
 
-use parking_lot::Condvar;
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 
