@@ -24,7 +24,7 @@ use quorate::wal::{self, WalError, WalObserver, Workers};
 use tokio::time::Instant;
 
 use super::invariants::Checks;
-use super::log::EventLog;
+use super::log::{EventLog, now};
 use super::net::{Net, Plug, Services, peer_url};
 use super::plan::Plan;
 use super::store::Vault;
@@ -280,7 +280,7 @@ impl Host {
 
     /// Flushes take until then at least.
     pub(crate) fn stall(&self, time: Duration) {
-        *self.body.stalled_until.lock() = Some(Instant::now() + time);
+        *self.body.stalled_until.lock() = Some(now() + time);
     }
 }
 
@@ -303,7 +303,7 @@ impl Body {
 
     /// How long the next flush takes.
     fn flush_time(&self) -> Duration {
-        let stall = self.stalled_until.lock().map(|until| until - Instant::now());
+        let stall = self.stalled_until.lock().map(|until| until - now());
         self.draw(self.world.plan.flush_max).max(stall.unwrap_or_default())
     }
 }

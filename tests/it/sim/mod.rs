@@ -22,9 +22,10 @@ mod store;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use quorate::clock;
 
 use run::Report;
 
@@ -80,9 +81,9 @@ pub(crate) fn run_seed(seed: u64) -> Report {
 fn run_all(seeds: &[u64], threads: usize, time: Duration) -> Summary {
     let summary = Mutex::new(Summary::default());
     let next = AtomicU64::new(0);
-    let started = Instant::now();
+    let started = clock::now();
     let run_some = || {
-        while started.elapsed() < time
+        while clock::now() - started < time
             && let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize)
         {
             let report = run_seed(seed);
@@ -102,7 +103,7 @@ fn run_all(seeds: &[u64], threads: usize, time: Duration) -> Summary {
         }
     });
     let summary = summary.into_inner();
-    summary.print(started.elapsed());
+    summary.print(clock::now() - started);
     summary
 }
 

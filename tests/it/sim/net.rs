@@ -34,6 +34,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
+use super::log::now;
+
 /// Members count from 0; clients have the numbers from here on.
 pub(crate) const FIRST_CLIENT: usize = 100;
 
@@ -156,7 +158,7 @@ impl Net {
         let mut state = self.inner.state.lock();
         let wire = state.wire(from, to);
         change(&mut wire.link);
-        let since = wire.blocked_since.unwrap_or_else(Instant::now);
+        let since = wire.blocked_since.unwrap_or_else(now);
         wire.blocked_since = wire.link.is_blocked.then_some(since);
         drop(state);
         self.inner.changed.notify_waiters();
@@ -204,7 +206,7 @@ impl Net {
     fn passage(&self, from: usize, to: usize, bytes: usize) -> Passage {
         let mut state = self.inner.state.lock();
         state.counts.frames += 1;
-        let now = Instant::now();
+        let moment = now();
         let link = state.wire(from, to).link;
         let is_lost = state.one_of(link.breaks_ppm);
         let is_straggler = state.one_of(link.stragglers_ppm);
@@ -215,11 +217,11 @@ impl Net {
         if is_straggler {
             delay += Duration::from_millis(state.rng.u64(50..3000));
         }
-        let mut due = now + delay;
+        let mut due = moment + delay;
         if let Some(rate) = link.bytes_per_second {
             let wire = state.wire(from, to);
             let takes = Duration::from_micros(bytes as u64 * 1_000_000 / rate.max(1));
-            wire.free_at = wire.free_at.max(now) + takes;
+            wire.free_at = wire.free_at.max(moment) + takes;
             due = due.max(wire.free_at + delay);
         }
         Passage { due, is_lost }
@@ -298,7 +300,7 @@ struct Passage {
 
 impl State {
     fn wire(&mut self, from: usize, to: usize) -> &mut Wire {
-        let (link, free_at) = (self.default, Instant::now());
+        let (link, free_at) = (self.default, now());
         let new = Wire { link, blocked_since: None, epoch: 0, free_at };
         self.links.entry((from, to)).or_insert(new)
     }
