@@ -37,7 +37,6 @@ where
 pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     match Scope::current() {
         Some(scope) => scope.blocking(work),
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that does")]
         None => tokio::task::spawn_blocking(work),
     }
 }

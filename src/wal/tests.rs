@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 
+use parking_lot::Condvar;
+
 use super::segment::Segment;
 use super::sim::{Loss, SimDisk};
 use super::*;

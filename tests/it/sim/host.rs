@@ -24,7 +24,7 @@ use quorate::wal::{self, WalError, WalObserver, Workers};
 use tokio::time::Instant;
 
 use super::invariants::Checks;
-use super::log::EventLog;
+use super::log::{EventLog, now};
 use super::net::{Net, Plug, Services, peer_url};
 use super::plan::Plan;
 use super::store::Vault;
@@ -100,7 +100,6 @@ impl Host {
             wall_offset_ms: AtomicI64::new(0),
             stalled_until: Mutex::new(None),
             excuses: AtomicU64::new(0),
-            exits: AtomicU64::new(0),
         };
         let inner = Inner {
             disk: SimDisk::new(),
@@ -136,11 +135,6 @@ impl Host {
     /// From now on the member may end itself, or refuse to start, without blame: its disk is bad.
     pub(crate) fn excuse(&self) {
         self.body.excuses.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How often a member here has ended itself.
-    pub(crate) fn exits(&self) -> u64 {
-        self.body.exits.load(Ordering::Relaxed)
     }
 
     /// Does `look` with the member, if one lives here.
@@ -286,7 +280,7 @@ impl Host {
 
     /// Flushes take until then at least.
     pub(crate) fn stall(&self, time: Duration) {
-        *self.body.stalled_until.lock() = Some(Instant::now() + time);
+        *self.body.stalled_until.lock() = Some(now() + time);
     }
 }
 
@@ -299,7 +293,6 @@ pub(crate) struct Body {
     wall_offset_ms: AtomicI64,
     stalled_until: Mutex<Option<Instant>>,
     excuses: AtomicU64,
-    exits: AtomicU64,
 }
 
 impl Body {
@@ -310,7 +303,7 @@ impl Body {
 
     /// How long the next flush takes.
     fn flush_time(&self) -> Duration {
-        let stall = self.stalled_until.lock().map(|until| until - Instant::now());
+        let stall = self.stalled_until.lock().map(|until| until - now());
         self.draw(self.world.plan.flush_max).max(stall.unwrap_or_default())
     }
 }
@@ -332,7 +325,6 @@ impl Surroundings for Body {
 
     fn exited(&self, reason: &str) {
         self.world.net.gone(self.number, true);
-        self.exits.fetch_add(1, Ordering::Relaxed);
         self.world.log.say(&self.name, format_args!("ends itself: {reason}"));
         if reason.contains("panicked") || self.excuses.load(Ordering::Relaxed) == 0 {
             let rule = "a member whose disk is well does not end itself (src/lib.rs, 9)";

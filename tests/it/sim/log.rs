@@ -6,11 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use quorate::clock;
 use quorate::tasks::Scope;
 use tokio::time::Instant;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+
+/// The simulated time.
+pub(crate) fn now() -> Instant {
+    Instant::from_std(clock::now())
+}
 
 /// The lines of one simulation. Clones are the same log.
 #[derive(Clone)]
@@ -26,13 +32,13 @@ struct Inner {
 impl EventLog {
     /// A log that begins now.
     pub(crate) fn new() -> EventLog {
-        let start = Instant::now();
+        let start = now();
         EventLog { inner: Arc::new(Inner { start, text: Mutex::default() }) }
     }
 
     /// The time since the begin.
     pub(crate) fn now(&self) -> Duration {
-        Instant::now() - self.inner.start
+        now() - self.inner.start
     }
 
     /// Writes a line of `who`.

@@ -4,7 +4,7 @@
 //! invariant is violated (`invariants`), no client sees what the judges forbid
 //! (`support/judges`), and once the faults end the cluster works again in bounded time.
 //!
-//! `cargo test --test it sim` runs some fixed seeds and some fresh ones, which it prints.
+//! `cargo test --test it sim` runs fresh seeds for half a minute, and one seed twice.
 //! `QUORATE_SIM_SEEDS=5000..7000 cargo test --release --test it sim` runs a range on all cores,
 //! `QUORATE_SIM_SEEDS=5003` one seed. A seed that fails writes its log to `target/sim-<seed>.log`.
 
@@ -21,9 +21,10 @@ mod store;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use quorate::clock;
 
 use run::Report;
 
@@ -75,29 +76,33 @@ pub(crate) fn run_seed(seed: u64) -> Report {
     run.join().unwrap_or_else(|_| Report::panicked(seed))
 }
 
-fn run_all(seeds: &[u64], threads: usize) -> Summary {
+/// Runs `seeds` as long as there is `time` to begin another.
+fn run_all(seeds: &[u64], threads: usize, time: Duration) -> Summary {
     let summary = Mutex::new(Summary::default());
     let next = AtomicU64::new(0);
-    let started = Instant::now();
+    let started = clock::now();
+    let run_some = || {
+        while clock::now() - started < time
+            && let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize)
+        {
+            let report = run_seed(seed);
+            let mut summary = summary.lock();
+            summary.add(&report);
+            if !report.violations.is_empty() {
+                summary.failed.push(seed);
+                tell(&report);
+            } else if seeds.len() == 1 {
+                keep(&report);
+            }
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    let report = run_seed(seed);
-                    let mut summary = summary.lock();
-                    summary.add(&report);
-                    if !report.violations.is_empty() {
-                        summary.failed.push(seed);
-                        tell(&report);
-                    } else if seeds.len() == 1 {
-                        keep(&report);
-                    }
-                }
-            });
+            scope.spawn(run_some);
         }
     });
     let summary = summary.into_inner();
-    summary.print(started.elapsed());
+    summary.print(clock::now() - started);
     summary
 }
 
@@ -135,20 +140,32 @@ fn seeds_asked_for() -> Option<Vec<u64>> {
     })
 }
 
+/// How long the test begins new seeds when nobody asks for any.
+const QUICK: Duration = Duration::from_secs(20);
+
+/// A fresh seed of a short run.
+fn fresh_seed() -> u64 {
+    fastrand::u64(plan::SHORT..1 << 48)
+}
+
 #[test]
 fn sim_of_seeds_violates_nothing() {
-    let (seeds, threads) = match seeds_asked_for() {
-        Some(seeds) => (seeds, std::thread::available_parallelism().map_or(1, usize::from)),
-        None => ((1..=6).chain((0..4).map(|_| fastrand::u64(1 << 32..1 << 48))).collect(), 1),
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let summary = match seeds_asked_for() {
+        Some(seeds) => run_all(&seeds, cores, Duration::MAX),
+        None => {
+            let seeds: Vec<u64> = (0..100).map(|_| fresh_seed()).collect();
+            run_all(&seeds, 1, QUICK)
+        }
     };
-    let summary = run_all(&seeds, threads);
     assert!(summary.failed.is_empty(), "see above");
+    assert!(summary.runs > 0, "no seed was run");
 }
 
 /// Replaying a seed is worth something only if it does the same again.
 #[test]
 fn sim_of_one_seed_is_one_run() {
-    let seed = fastrand::u64(1 << 32..1 << 48);
+    let seed = fresh_seed();
     eprintln!("seed {seed}");
     let (first, second) = (run_seed(seed), run_seed(seed));
     for (number, (first, second)) in first.log.lines().zip(second.log.lines()).enumerate() {

@@ -12,6 +12,7 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::host::{Death, Host, World};
+use super::log::now;
 use super::net::Link;
 
 /// How often each kind of fault happened.
@@ -92,17 +93,17 @@ impl<'w> Nemesis<'w> {
 
     /// Makes trouble until `until`.
     pub(crate) async fn run(&mut self, until: Instant) {
-        let mut next = Instant::now() + self.upto(self.world.plan.calm_max);
+        let mut next = now() + self.upto(self.world.plan.calm_max);
         let kinds = self.kinds();
-        while Instant::now() < until {
+        while now() < until {
             let due = self.remedies.iter().map(|(at, _)| *at).min();
             let wake = due.map_or(next, |due| due.min(next)).min(until);
             tokio::time::sleep_until(wake).await;
-            self.apply_remedies(Instant::now()).await;
-            if Instant::now() >= next && !kinds.is_empty() {
+            self.apply_remedies(now()).await;
+            if now() >= next && !kinds.is_empty() {
                 let fault = kinds[self.rng.usize(..kinds.len())];
                 self.cause(fault).await;
-                next = Instant::now() + self.upto(self.world.plan.calm_max);
+                next = now() + self.upto(self.world.plan.calm_max);
             }
             if kinds.is_empty() {
                 next = until;
@@ -119,6 +120,7 @@ impl<'w> Nemesis<'w> {
             host.pause(false);
             host.stall(Duration::ZERO);
             host.disk().limit_bytes(None);
+            host.disk().fail_flush_at(u64::MAX);
         }
         for host in self.hosts {
             host.start().await;
@@ -145,6 +147,10 @@ impl<'w> Nemesis<'w> {
         kinds
     }
 
+    fn count(&mut self, fault: Fault) {
+        *self.counts.entry(fault.name()).or_default() += 1;
+    }
+
     fn upto(&mut self, max: Duration) -> Duration {
         Duration::from_micros(self.rng.u64(..=max.as_micros() as u64))
     }
@@ -154,7 +160,7 @@ impl<'w> Nemesis<'w> {
     }
 
     fn later(&mut self, max: Duration, remedy: Remedy) {
-        let at = Instant::now() + self.upto(max);
+        let at = now() + self.upto(max);
         self.remedies.push((at, remedy));
     }
 
@@ -177,7 +183,9 @@ impl<'w> Nemesis<'w> {
         let victim = self.someone();
         let world = self.world;
         world.log.say("nemesis", format_args!("{} (m{victim})", fault.name()));
-        *self.counts.entry(fault.name()).or_default() += 1;
+        if !matches!(fault, Fault::BitFlip) {
+            self.count(fault);
+        }
         let down_max = world.plan.election_timeout * 4;
         match fault {
             Fault::Kill => self.end(victim, Death::Killed, down_max).await,
@@ -275,6 +283,7 @@ impl<'w> Nemesis<'w> {
         if let Some((name, bytes)) = segments.first().filter(|_| segments.len() > 1) {
             let bit = self.rng.usize(..bytes.len() * 8);
             self.world.log.say("nemesis", format_args!("flips bit {bit} of {name}"));
+            self.count(Fault::BitFlip);
             self.hosts[victim].excuse();
             disk.tamper(name, |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
         }

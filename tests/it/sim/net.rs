@@ -34,7 +34,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
-use super::log::EventLog;
+use super::log::now;
 
 /// Members count from 0; clients have the numbers from here on.
 pub(crate) const FIRST_CLIENT: usize = 100;
@@ -110,7 +110,6 @@ pub(crate) struct Net {
 }
 
 struct Inner {
-    log: EventLog,
     state: Mutex<State>,
     /// A link or an end has changed.
     changed: Notify,
@@ -134,7 +133,7 @@ struct Wire {
 }
 
 impl Net {
-    pub(crate) fn new(seed: u64, log: EventLog) -> Net {
+    pub(crate) fn new(seed: u64) -> Net {
         let state = State {
             rng: Rng::with_seed(seed),
             links: BTreeMap::new(),
@@ -142,7 +141,7 @@ impl Net {
             ends: BTreeMap::new(),
             counts: Counts::default(),
         };
-        Net { inner: Arc::new(Inner { log, state: Mutex::new(state), changed: Notify::new() }) }
+        Net { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }) }
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -159,7 +158,7 @@ impl Net {
         let mut state = self.inner.state.lock();
         let wire = state.wire(from, to);
         change(&mut wire.link);
-        let since = wire.blocked_since.unwrap_or_else(Instant::now);
+        let since = wire.blocked_since.unwrap_or_else(now);
         wire.blocked_since = wire.link.is_blocked.then_some(since);
         drop(state);
         self.inner.changed.notify_waiters();
@@ -207,7 +206,7 @@ impl Net {
     fn passage(&self, from: usize, to: usize, bytes: usize) -> Passage {
         let mut state = self.inner.state.lock();
         state.counts.frames += 1;
-        let now = Instant::now();
+        let moment = now();
         let link = state.wire(from, to).link;
         let is_lost = state.one_of(link.breaks_ppm);
         let is_straggler = state.one_of(link.stragglers_ppm);
@@ -218,11 +217,11 @@ impl Net {
         if is_straggler {
             delay += Duration::from_millis(state.rng.u64(50..3000));
         }
-        let mut due = now + delay;
+        let mut due = moment + delay;
         if let Some(rate) = link.bytes_per_second {
             let wire = state.wire(from, to);
             let takes = Duration::from_micros(bytes as u64 * 1_000_000 / rate.max(1));
-            wire.free_at = wire.free_at.max(now) + takes;
+            wire.free_at = wire.free_at.max(moment) + takes;
             due = due.max(wire.free_at + delay);
         }
         Passage { due, is_lost }
@@ -301,7 +300,7 @@ struct Passage {
 
 impl State {
     fn wire(&mut self, from: usize, to: usize) -> &mut Wire {
-        let (link, free_at) = (self.default, Instant::now());
+        let (link, free_at) = (self.default, now());
         let new = Wire { link, blocked_since: None, epoch: 0, free_at };
         self.links.entry((from, to)).or_insert(new)
     }
@@ -467,7 +466,7 @@ async fn carry(
         answer = answered => {
             let (head, body) = answer?.into_parts();
             // Whoever holds the answer's body holds the call.
-            let body = Arrivals { interest: Some(interest), ..body };
+            let body = Arrivals { _interest: Some(interest), ..body };
             Ok(Response::from_parts(head, Body::new(body)))
         }
         () = broken => Err(reset()),
@@ -565,7 +564,7 @@ fn transfer(call: &Arc<Stream>, way: (usize, usize), mut body: Body) -> Arrivals
     // The sender's side belongs to the sender and ends with it.
     drop(tasks::spawn("body-out", send_frames(Arc::clone(call), way, body, out)));
     spawn_outside(carry_frames(Arc::clone(call), way, wire, arrive));
-    Arrivals { ready, rest: Some(arrived), interest: None }
+    Arrivals { ready, rest: Some(arrived), _interest: None }
 }
 
 enum Sent {
@@ -655,12 +654,12 @@ fn spawn_outside(future: impl Future<Output = ()> + Send + 'static) {
 struct Arrivals {
     ready: VecDeque<Frame<Bytes>>,
     rest: Option<mpsc::Receiver<Result<Frame<Bytes>, Status>>>,
-    interest: Option<Interest>,
+    _interest: Option<Interest>,
 }
 
 impl Arrivals {
     fn whole(ready: VecDeque<Frame<Bytes>>) -> Arrivals {
-        Arrivals { ready, rest: None, interest: None }
+        Arrivals { ready, rest: None, _interest: None }
     }
 
     /// A copy of a body that is there as a whole.

@@ -7,6 +7,9 @@ use fastrand::Rng;
 use super::net::Link;
 use crate::support::workload::Mix;
 
+/// Seeds from here on make short runs with fewer calls, for tests that are to be quick.
+pub(crate) const SHORT: u64 = 1 << 32;
+
 /// The choices of one seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -65,6 +68,7 @@ impl Plan {
             bad_disks: rng.u8(..10) < 2,
         };
         let small_snapshots = rng.u8(..10) < 7;
+        let is_short = seed >= SHORT;
         let members = if rng.u8(..10) < 7 { 3 } else { 5 };
         Plan {
             seed,
@@ -76,19 +80,20 @@ impl Plan {
             segment_bytes: [16, 32, 64, 256][rng.usize(..4)] * 1024,
             ring_bytes: if rng.bool() { rng.usize(0..16_384) } else { 1 << 20 },
             value_cache_bytes: if rng.bool() { 0 } else { 1 << 20 },
-            trouble: Duration::from_secs(rng.u64(15..60)),
+            trouble: Duration::from_secs(rng.u64(if is_short { 6..12 } else { 15..60 })),
             calm_max: Duration::from_millis([300, 1_000, 3_000, 6_000][rng.usize(..4)]),
             faults,
             flush_max: Duration::from_micros([300, 1_000, 5_000, 20_000][rng.usize(..4)]),
             blocking_max: Duration::from_micros([0, 500, 5_000][rng.usize(..3)]),
             link: link(rng, faults.noise),
-            mix: mix(rng, members),
+            mix: mix(rng, members, is_short),
             patience: Duration::from_millis(rng.u64(1_000..8_000)),
         }
     }
 }
 
-fn mix(rng: &mut Rng, members: usize) -> Mix {
+fn mix(rng: &mut Rng, members: usize, is_short: bool) -> Mix {
+    let pauses = if is_short { [100, 200, 400] } else { [20, 100, 400] };
     Mix {
         members,
         registers: rng.usize(1..=4),
@@ -99,7 +104,7 @@ fn mix(rng: &mut Rng, members: usize) -> Mix {
         locks: rng.usize(..=2),
         watchers: rng.usize(..=3),
         compacts: rng.bool(),
-        pause_max: Duration::from_millis([20, 100, 400][rng.usize(..3)]),
+        pause_max: Duration::from_millis(pauses[rng.usize(..3)]),
         ..Mix::default()
     }
 }

@@ -10,12 +10,12 @@ use futures_util::FutureExt;
 use openraft::RaftLogReader;
 use quorate::pb::etcdserverpb::{PutRequest, RangeRequest};
 use quorate::raft::log_store::LogStore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::door::SimDoor;
 use super::host::{Host, World};
 use super::invariants::{Checks, Seen};
-use super::log::EventLog;
+use super::log::{EventLog, now};
 use super::nemesis::{FaultCounts, Nemesis};
 use super::net::Net;
 use super::plan::Plan;
@@ -70,7 +70,7 @@ async fn simulate(plan: Plan) -> Report {
     let log = EventLog::new();
     let _listening = log.listen();
     log.say("plan", format_args!("{plan:?}"));
-    let net = Net::new(plan.seed, log.clone());
+    let net = Net::new(plan.seed);
     net.set_default(plan.link);
     let checks = Checks::new(log.clone());
     let world = Arc::new(World { plan, log, net, checks });
@@ -82,16 +82,27 @@ async fn simulate(plan: Plan) -> Report {
     let mut nemesis = Nemesis::new(&world, &hosts);
     let workload = Workload::new(world.plan.seed, world.plan.mix.clone());
     let clients = workload.run(|client| door(&world, &hosts, client));
+    let is_healed = Cell::new(false);
     let course = async {
-        nemesis.run(Instant::now() + world.plan.trouble).await;
+        nemesis.run(now() + world.plan.trouble).await;
         nemesis.heal().await;
+        is_healed.set(true);
         is_alive(&world, &hosts, workload.history()).await;
         workload.stop();
+    };
+    let supervisor = async {
+        loop {
+            sleep(LOOK).await;
+            for host in hosts.iter().filter(|_| is_healed.get()) {
+                host.start().await;
+            }
+        }
     };
     let both = async { tokio::join!(biased; clients, course) };
     tokio::select! {
         biased;
         _ = both => {}
+        () = supervisor => {}
         () = monitor(&world, &hosts) => {}
         () = sleep(world.plan.trouble + Duration::from_secs(200)) => {
             world.checks.violated("clients end (liveness)", "they do not come to an end");
@@ -186,10 +197,17 @@ async fn is_alive(world: &Arc<World>, hosts: &Rc<[Arc<Host>]>, history: &RefCell
 /// Tries until a put and a read have succeeded.
 async fn works(probe: &Client<'_, SimDoor>, host: &Arc<Host>) {
     let key = bytes::Bytes::from(format!("probe/{}", host.number));
-    let put = Op::Put(PutRequest { key: key.clone(), value: "1".into(), ..Default::default() });
-    let get = Op::Range(RangeRequest { key, ..RangeRequest::default() });
-    for op in [put, get] {
-        while !matches!(probe.call(op.clone()).await, Outcome::Ok(_)) {
+    let put = |attempt| {
+        let (key, value) = (key.clone(), format!("probe-{attempt}").into());
+        Op::Put(PutRequest { key, value, ..PutRequest::default() })
+    };
+    let get = |_| Op::Range(RangeRequest { key: key.clone(), ..RangeRequest::default() });
+    let ops: [&dyn Fn(u32) -> Op; 2] = [&put, &get];
+    for op in ops {
+        for attempt in 0.. {
+            if matches!(probe.call(op(attempt)).await, Outcome::Ok(_)) {
+                break;
+            }
             // One that has ended itself is started again, as a supervisor does.
             host.start().await;
             sleep(Duration::from_millis(50)).await;
@@ -201,8 +219,8 @@ async fn works(probe: &Client<'_, SimDoor>, host: &Arc<Host>) {
 async fn agree(world: &World, hosts: &[Arc<Host>]) {
     let alive = || hosts.iter().filter(|host| !host.is_lost());
     let position = |host: &Arc<Host>| host.with(|member, _| member.state().applied());
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < deadline {
+    let deadline = now() + Duration::from_secs(60);
+    while now() < deadline {
         let mut positions = alive().map(position);
         let first = positions.next().flatten();
         if first.is_some() && positions.all(|position| position == first) {
