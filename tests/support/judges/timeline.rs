@@ -124,7 +124,6 @@ impl Timeline {
     pub(crate) fn events(&self) -> &BTreeMap<i64, Vec<Event>> {
         &self.events
     }
-
 }
 
 fn continues(pairs: &Pairs, event: &Event) -> Result<(), String> {
