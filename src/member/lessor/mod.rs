@@ -344,7 +344,8 @@ impl Lessor {
         let mut ids: Vec<i64> = batch.iter().map(|one| one.id).collect();
         ids.sort_unstable();
         ids.dedup();
-        if !self.is_primary() {
+        let is_mutant = mutants::is_on("mutant_expire_on_follower") && !node.is_leader();
+        if !self.is_primary() || is_mutant {
             let ttls = node.forward_renewals(ids.clone(), self.request_timeout).await?;
             return (ttls.len() == ids.len()).then(|| ids.into_iter().zip(ttls).collect());
         }

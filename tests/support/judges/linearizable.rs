@@ -5,7 +5,7 @@
 //! and Gong's in Lowe's breadth-first form ("Testing for linearizability", 2016): walk along the ends of
 //! calls and keep each possible pair of (calls under way that took effect already, value).
 //!
-//! Values are written once each, which keeps it easy. A write of unknown outcome whose value somebody
+//! Values are mostly written once each, which keeps it easy. A write of unknown outcome whose value somebody
 //! read took effect before that; one whose value nobody read may be left out, for no answer that is
 //! looked at here depends on it. Deletes of unknown outcome may take effect at any later time, or never.
 
@@ -76,10 +76,7 @@ pub(crate) fn judge(history: &History) -> Verdict {
     let mut steps = 0;
     let base: BTreeMap<_, _> = history.base.kvs.iter().map(|kv| (&kv.key, &kv.value)).collect();
     for (key, register) in &mut registers {
-        if let Some(text) = register.settle() {
-            verdict.undecided.push(format!("linearizability of {key:?}: {text}"));
-            continue;
-        }
+        register.settle();
         steps += register.steps.len();
         let start = base.get(key).map(|value| (*value).clone());
         match search(register, start) {
@@ -325,7 +322,9 @@ impl Parts<'_> {
 
 impl Register<'_> {
     /// Decides which writes of unknown outcome took effect, and until when.
-    fn settle(&mut self) -> Option<String> {
+    ///
+    /// That works where a value tells its writer; other writes may take effect at any time.
+    fn settle(&mut self) {
         let mut first_seen = HashMap::<&Bytes, Duration>::new();
         for step in &self.steps {
             if let Some(Some(value)) = &step.access.found {
@@ -333,21 +332,20 @@ impl Register<'_> {
                 *end = step.end.min(*end);
             }
         }
-        let mut written = BTreeSet::new();
+        let mut writers = HashMap::<&Bytes, usize>::new();
         let all = self.steps.iter().chain(&self.doubtful);
         for value in all.filter_map(|step| step.access.left.as_ref()?.as_ref()) {
-            if !written.insert(value) {
-                return Some(format!("{value:?} is written twice, so nobody knows who was read"));
-            }
+            *writers.entry(value).or_default() += 1;
         }
         let happened = self.doubtful.iter().filter_map(|step| {
             let value = step.access.left.as_ref()?.as_ref()?;
-            first_seen.get(value).map(|end| Step { end: *end, ..step.clone() })
+            let seen_by = *first_seen.get(value)?;
+            let end = if writers[value] == 1 { seen_by } else { Duration::MAX };
+            Some(Step { end, ..step.clone() })
         });
         let happened: Vec<Step<'_>> = happened.collect();
         self.steps.extend(happened);
         self.doubtful_deletes.sort_unstable();
-        None
     }
 }
 
@@ -393,7 +391,8 @@ fn search(register: &Register<'_>, start: Value) -> Result<(), Failure> {
         .collect();
     // Begins before ends of the same moment: those overlap.
     let begins = register.steps.iter().enumerate().map(|(at, step)| (step.begin, false, at));
-    let ends = register.steps.iter().enumerate().map(|(at, step)| (step.end, true, at));
+    let ends = register.steps.iter().enumerate().filter(|(_, step)| step.end < Duration::MAX);
+    let ends = ends.map(|(at, step)| (step.end, true, at));
     let mut events: Vec<_> = begins.chain(ends).collect();
     events.sort_unstable();
     let mut slots = Slots::new();
