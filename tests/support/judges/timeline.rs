@@ -124,11 +124,6 @@ impl Timeline {
     pub(crate) fn events(&self) -> &BTreeMap<i64, Vec<Event>> {
         &self.events
     }
-
-    /// The changes of one revision.
-    pub(crate) fn at(&self, revision: i64) -> &[Event] {
-        self.events.get(&revision).map_or(&[], Vec::as_slice)
-    }
 }
 
 fn continues(pairs: &Pairs, event: &Event) -> Result<(), String> {

@@ -80,7 +80,7 @@ impl Workload {
             else {
                 continue;
             };
-            let found = reply.responses.iter().map(|op| changed_at(op));
+            let found = reply.responses.iter().map(changed_at);
             let keys = [&one, &other].map(|key| Bytes::from(key.clone()));
             let compares = keys.into_iter().zip(found).map(|(key, at)| if_changed_at(key, at));
             let compares: Vec<_> = compares.collect();
