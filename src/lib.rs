@@ -21,8 +21,8 @@
 //!
 //! Beside them: [`config`] reads etcd's flags, [`data_dir`] guards the files, [`identity`] computes etcd's
 //! ids, [`limits`] names every bound, [`tasks`] starts every thread and task, [`clock`] reads every clock,
-//! [`logging`] and [`metrics`] report in etcd's shapes, [`release`] says which etcd we stand in for, [`mutants`] breaks promises for tests that must notice, and
-//! [`pb`] holds the messages of `proto/`.
+//! [`logging`] and [`metrics`] report in etcd's shapes, [`release`] says which etcd we stand in for,
+//! [`pb`] holds the messages of `proto/`, and [`mutants`] breaks promises for tests that must notice.
 //!
 //! # The life of a Put
 //!
