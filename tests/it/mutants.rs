@@ -7,16 +7,25 @@
 //! run beside them.
 
 use std::fmt::Write as _;
+use std::ops::Range;
+use std::panic;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::sim::directed::STORIES;
 use crate::sim::run_seed;
 use crate::support::number;
 
 /// Seeds within which a mutant has to be caught.
 const SEEDS_MAX: u64 = 200;
+
+/// So many of them are tried before the stories.
+const SEEDS_FIRST: u64 = 10;
+
+/// Seeds of each story.
+const STORY_SEEDS_MAX: u64 = 5;
 
 /// Where the table begins and ends in the file.
 const MARKS: [&str; 2] = ["<!-- mutants -->", "<!-- end of mutants -->"];
@@ -83,17 +92,36 @@ fn mutants_are_all_caught() {
     }
 }
 
-/// Runs seeds until one finds something wrong.
+/// Runs some seeds, then the stories, then more seeds, until something is found wrong.
 fn catch(first: u64) -> Option<Caught> {
+    let seeds = |seeds: Range<u64>| catch_by_seeds(first, seeds);
+    seeds(0..SEEDS_FIRST).or_else(catch_by_stories).or_else(|| seeds(SEEDS_FIRST..SEEDS_MAX))
+}
+
+fn catch_by_stories() -> Option<Caught> {
+    let told =
+        (1..=STORY_SEEDS_MAX).flat_map(|seed| STORIES.map(|(name, tell)| (seed, name, tell)));
+    told.into_iter().find_map(|(seeds, name, tell)| {
+        let violations = panic::catch_unwind(|| tell(seeds));
+        let first = match &violations {
+            Ok(violations) => rule(violations.first()?),
+            Err(_) => "a panic".to_owned(),
+        };
+        Some(Caught { seeds, by: format!("story `{name}`: {first}") })
+    })
+}
+
+/// Runs seeds until one finds something wrong.
+fn catch_by_seeds(first: u64, range: Range<u64>) -> Option<Caught> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, best) = (AtomicU64::new(0), Mutex::new(None::<Caught>));
+    let (next, best) = (AtomicU64::new(range.start), Mutex::new(None::<Caught>));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let seeds = next.fetch_add(1, Ordering::Relaxed);
                     let is_over = best.lock().as_ref().is_some_and(|best| best.seeds < seeds);
-                    if is_over || seeds >= SEEDS_MAX {
+                    if is_over || seeds >= range.end {
                         return;
                     }
                     let report = run_seed(first + seeds);

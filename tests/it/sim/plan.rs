@@ -64,6 +64,10 @@ impl Plan {
                 ..link(&mut Rng::with_seed(seed), false)
             },
             patience: Duration::from_secs(2),
+            snapshot_count: 10,
+            catchup_entries: 5,
+            segment_bytes: 16 * 1024,
+            ring_bytes: 1024,
             ..Plan::of(seed)
         }
     }

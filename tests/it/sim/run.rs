@@ -153,7 +153,12 @@ async fn monitor(world: &World, hosts: &[Arc<Host>]) {
     while world.checks.violations().is_empty() {
         sleep(LOOK).await;
         for (host, seen) in hosts.iter().zip(&mut seen) {
-            let Some(log) = host.with(|_, log| log.clone()) else { continue };
+            let looked = host.with(|member, log| {
+                let applied = member.state().applied().map_or(0, |at| at.index);
+                (applied, log.durable_index().unwrap_or(0), log.clone())
+            });
+            let Some((applied, durable, log)) = looked else { continue };
+            world.checks.applied(host.number, applied, durable);
             look_at_log(&world.checks, host.number, log, seen).await;
         }
     }
@@ -216,7 +221,7 @@ async fn works(probe: &Client<'_, SimDoor>, host: &Arc<Host>) {
 }
 
 /// All members come to the same state.
-async fn agree(world: &World, hosts: &[Arc<Host>]) {
+pub(super) async fn agree(world: &World, hosts: &[Arc<Host>]) {
     let alive = || hosts.iter().filter(|host| !host.is_lost());
     let position = |host: &Arc<Host>| host.with(|member, _| member.state().applied());
     let deadline = now() + Duration::from_secs(60);

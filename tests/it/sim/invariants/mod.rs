@@ -11,6 +11,7 @@ use quorate::storage::Batch;
 use super::log::EventLog;
 
 mod applied_in_order;
+mod applied_is_durable;
 mod log_matching;
 mod one_leader_a_term;
 mod same_state;
@@ -87,6 +88,13 @@ impl Checks {
         ];
         drop(inner);
         for (rule, text) in found.into_iter().flatten() {
+            self.violated(rule, format!("member {member}: {text}"));
+        }
+    }
+
+    /// `member` has applied entries up to `applied`, and has them on disk up to `durable`.
+    pub(crate) fn applied(&self, member: usize, applied: u64, durable: u64) {
+        if let Some((rule, text)) = applied_is_durable::check(applied, durable) {
             self.violated(rule, format!("member {member}: {text}"));
         }
     }
