@@ -329,7 +329,8 @@ impl Member {
         self.compactor.finished(revision).await;
     }
 
-    /// Announces this member's name and client URLs through the log, until it succeeds.
+    /// Announces this member's name and client URLs through the log, until it succeeds or the member
+    /// stops.
     pub async fn publish(&self, shard: &Shard) {
         let announcement = PublishMember {
             member_id: self.options.member_id.0,
@@ -340,8 +341,12 @@ impl Member {
         loop {
             let attempt = self.propose(shard, Body::PublishMember(announcement.clone()));
             match tokio::time::timeout(patience, attempt).await {
-                Ok(Ok(_)) => return,
-                Ok(Err(error)) => tracing::warn!(%error, "cannot publish this member yet"),
+                Ok(Ok(_) | Err(Error::Stopped)) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "cannot publish this member yet");
+                    // Some refusals come at once.
+                    tokio::time::sleep(limits::PUBLISH_RETRY).await;
+                }
                 // The entry may have come inside a snapshot, which tells no outcomes. To announce the
                 // same again does no harm.
                 Err(_) => patience *= 2,

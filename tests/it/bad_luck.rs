@@ -148,6 +148,18 @@ async fn a_port_in_use_is_named() {
     }
 }
 
+/// It has not announced itself yet, and tried to do so for ever.
+#[tokio::test]
+async fn a_member_without_a_majority_stops_when_it_is_asked_to() {
+    let places = ["a", "b", "c"].map(Place::free);
+    let mut server = Server::spawn(&program_under_test(), &places[0], &places, &[]);
+    // By then it has tried for some time.
+    server.until_line("cannot publish this member yet", Duration::from_secs(60)).await;
+    server.signal(Signal::TERM);
+    let status = server.until_exit(Duration::from_secs(30)).await;
+    assert!(status.success(), "{status}");
+}
+
 #[tokio::test]
 async fn a_data_dir_that_is_no_directory_is_named() {
     let home = Home::new(&[]);

@@ -4,7 +4,7 @@
 //! ends all. The network may be split in any way, but members whose log was damaged on purpose are
 //! never a majority, for then acknowledged writes are gone by design.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub(crate) struct Nemesis<'w> {
     hosts: &'w [Arc<Host>],
     rng: Rng,
     remedies: Vec<(Instant, Remedy)>,
+    /// Whose log has a flipped bit.
+    damaged: BTreeSet<usize>,
     counts: FaultCounts,
 }
 
@@ -84,7 +86,14 @@ impl Fault {
 impl<'w> Nemesis<'w> {
     pub(crate) fn new(world: &'w World, hosts: &'w [Arc<Host>]) -> Nemesis<'w> {
         let rng = Rng::with_seed(world.plan.seed ^ 0x6e65_6d65);
-        Nemesis { world, hosts, rng, remedies: Vec::new(), counts: FaultCounts::new() }
+        Nemesis {
+            world,
+            hosts,
+            rng,
+            remedies: Vec::new(),
+            damaged: BTreeSet::new(),
+            counts: FaultCounts::new(),
+        }
     }
 
     pub(crate) fn counts(&self) -> &FaultCounts {
@@ -271,8 +280,9 @@ impl<'w> Nemesis<'w> {
 
     /// Flips a bit in the log of a member that is down.
     async fn damage(&mut self, victim: usize) {
-        let damaged = self.hosts.iter().filter(|host| host.is_lost()).count();
-        if (damaged + 1) * 2 >= self.hosts.len() || self.hosts[victim].is_lost() {
+        // The majority must stay whole, also of those who have not noticed yet.
+        let is_too_much = (self.damaged.len() + 1) * 2 >= self.hosts.len();
+        if is_too_much || !self.damaged.insert(victim) {
             return;
         }
         self.hosts[victim].crash(Death::Killed).await;

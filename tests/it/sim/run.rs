@@ -155,7 +155,11 @@ async fn monitor(world: &World, hosts: &[Arc<Host>]) {
         for (host, seen) in hosts.iter().zip(&mut seen) {
             let looked = host.with(|member, log| {
                 let applied = member.state().applied().map_or(0, |at| at.index);
-                (applied, log.durable_index().unwrap_or(0), log.clone())
+                // What came by snapshot may be ahead of the log.
+                let is_in_log = log.first_index().is_some_and(|first| first <= applied)
+                    && log.last_index().is_some_and(|last| last >= applied);
+                let durable = log.durable_index().filter(|_| is_in_log);
+                (applied, durable.unwrap_or(applied), log.clone())
             });
             let Some((applied, durable, log)) = looked else { continue };
             world.checks.applied(host.number, applied, durable);
