@@ -538,7 +538,7 @@ fn check_reads(state: &State<Map>, model: &Model, random: &mut Rng) {
 }
 
 #[test]
-fn states_agree_with_the_model_and_each_other() {
+pub(crate) fn states_agree_with_the_model_and_each_other() {
     let mut random = Rng::with_seed(seed());
     let stores = BTreeMap::from([(1, Store::new())]);
     let mut model = Model { stores, compacted: -1, leases: BTreeMap::new(), clock: 0 };

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::model;
 use crate::sim::directed::STORIES;
 use crate::sim::run_seed;
 use crate::support::number;
@@ -95,7 +96,16 @@ fn mutants_are_all_caught() {
 /// Runs some seeds, then the stories, then more seeds, until something is found wrong.
 fn catch(first: u64) -> Option<Caught> {
     let seeds = |seeds: Range<u64>| catch_by_seeds(first, seeds);
-    seeds(0..SEEDS_FIRST).or_else(catch_by_stories).or_else(|| seeds(SEEDS_FIRST..SEEDS_MAX))
+    seeds(0..SEEDS_FIRST)
+        .or_else(catch_by_stories)
+        .or_else(catch_by_model)
+        .or_else(|| seeds(SEEDS_FIRST..SEEDS_MAX))
+}
+
+fn catch_by_model() -> Option<Caught> {
+    let test = panic::catch_unwind(model::states_agree_with_the_model_and_each_other);
+    let by = "`cargo test --test it model`".to_owned();
+    test.is_err().then_some(Caught { seeds: 1, by })
 }
 
 fn catch_by_stories() -> Option<Caught> {

@@ -6,14 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use quorate::clock;
 use quorate::pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest,
     RangeRequest, WatchCreateRequest,
 };
+use quorate::pb::quorate::peer::peer_client::PeerClient;
+use quorate::pb::quorate::peer::{ConfirmRequest, Vote};
 use tokio::time::{sleep, timeout};
+use tonic::Request;
 
-use super::host::{Death, Host, World};
+use super::host::{CLUSTER_ID, Death, Host, World, member_id};
 use super::invariants::Checks;
 use super::log::EventLog;
 use super::net::Net;
@@ -241,16 +245,49 @@ fn deposed_leader_reads(seed: u64) -> Vec<String> {
     })
 }
 
+/// A voter that has another leader does not confirm the one before, whom that would let read what is
+/// stale.
+fn deposed_leader_asks(seed: u64) -> Vec<String> {
+    tell(seed, async |scene| {
+        let old = scene.leader(0..3).await;
+        let node = |at: usize| scene.hosts[at].with(|member, _| member.node().leadership().term);
+        let term = node(old).expect("it is up");
+        (0..3).filter(|at| *at != old).for_each(|at| scene.block(old, at, true));
+        let new = scene.leader((0..3).filter(|at| *at != old)).await;
+        scene.put(new, 1, 10).await;
+        scene.world.net.heal();
+        let third = 3 - old - new;
+        let vote = Some(Vote { term, candidate: member_id(old), committed: true });
+        let mut question = Request::new(stream::iter([ConfirmRequest { sequence: 1, vote }]));
+        let ids = [CLUSTER_ID, member_id(old), member_id(third)];
+        for (name, id) in ["quorate-cluster-id", "quorate-from", "quorate-to"].into_iter().zip(ids)
+        {
+            question.metadata_mut().insert(name, format!("{id:x}").parse().expect("it is ASCII"));
+        }
+        let mut line = PeerClient::new(scene.world.net.line(old, third));
+        let answers = line.confirm(question).await.expect("a voter answers");
+        let answer = answers.into_inner().message().await.expect("an answer");
+        if answer.expect("one answer").holds {
+            let text = format!("m{third} confirms the leader of term {term}");
+            scene.violated(
+                "a voter confirms only the vote that it holds (src/raft/confirm.rs)",
+                text,
+            );
+        }
+    })
+}
+
 /// A story: what it violates with a seed.
 type Story = fn(u64) -> Vec<String>;
 
 /// All stories.
-pub(crate) const STORIES: [(&str, Story); 5] = [
+pub(crate) const STORIES: [(&str, Story); 6] = [
     ("disk_of_the_leader_hangs", disk_of_the_leader_hangs),
     ("watcher_does_not_read", watcher_does_not_read),
     ("snapshot_comes_below_a_watcher", snapshot_comes_below_a_watcher),
     ("compaction_meets_a_snapshot", compaction_meets_a_snapshot),
     ("deposed_leader_reads", deposed_leader_reads),
+    ("deposed_leader_asks", deposed_leader_asks),
 ];
 
 #[test]

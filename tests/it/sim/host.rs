@@ -34,7 +34,7 @@ pub(crate) fn member_id(member: usize) -> u64 {
     0xa0 + member as u64
 }
 
-const CLUSTER_ID: u64 = 0xc0;
+pub(crate) const CLUSTER_ID: u64 = 0xc0;
 
 /// When the simulated world began, in milliseconds since the Unix epoch.
 const BEGIN_MS: u64 = 1_800_000_000_000;
