@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
 
 use super::lessor::{KeepAlive, LeaseCounts};
-use super::read::ReadRequest;
 use super::{Error, Member, Shard};
 use crate::clock;
 use crate::limits;
@@ -101,9 +99,7 @@ impl Member {
         if !self.node.is_leader() {
             return None;
         }
-        let (sender, receiver) = oneshot::channel();
-        self.reads.send(ReadRequest::Peer(sender)).ok()?;
-        let index = receiver.await.ok()?;
+        let index = self.reads.join_peer().await.ok()?;
         let mut applied = self.node.shared().applied();
         let reached = applied.wait_for(|at| *at >= index);
         drop(tokio::time::timeout(self.options().request_timeout, reached).await.ok()?.ok()?);

@@ -41,7 +41,7 @@ pub use shard::{Reply, Shard};
 use compact::Compactor;
 use lessor::Lessor;
 use propose::{Proposer, ProposerOptions};
-use read::ReadRequest;
+use read::Reads;
 use shard::Delivery;
 use watch::StateHistory;
 
@@ -135,10 +135,10 @@ impl Seed {
     ///
     /// Returns it with one [`ShardSeat`] for each serving thread.
     pub fn start(self, node: Arc<Node>) -> (Arc<Member>, Vec<ShardSeat>) {
-        let (reads, read_requests) = mpsc::unbounded_channel();
+        let reads = Reads::new(self.shards.clone());
         let timeout = self.options.request_timeout;
         tasks::spawn("proposer", Arc::clone(&self.proposer).run(Arc::clone(&node)));
-        tasks::spawn("reader", read::run(Arc::clone(&node), read_requests, timeout));
+        tasks::spawn("reader", Arc::clone(&reads).run(Arc::clone(&node), timeout));
         self.lessor.start(&node);
         let on_fatal = Arc::clone(&self.on_fatal);
         let shared = Arc::clone(node.shared());
@@ -180,8 +180,7 @@ impl ShardSeat {
     pub async fn deliver(self, member: Arc<Member>) {
         let hub = Arc::clone(self.shard.hub());
         tasks::spawn("watch-catch-up", hub.catch_up(Arc::clone(&member.history) as _));
-        let start_round = move |shard: &Arc<Shard>| member.start_read_round(shard);
-        self.shard.deliver_all(self.deliveries, start_round).await;
+        self.shard.deliver_all(self.deliveries).await;
     }
 }
 
@@ -230,7 +229,7 @@ pub struct Member {
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
-    reads: mpsc::UnboundedSender<ReadRequest>,
+    reads: Arc<Reads>,
 }
 
 impl Member {
@@ -283,23 +282,14 @@ impl Member {
     ///
     /// # Errors
     /// [`Error::NoLeader`], [`Error::Timeout`] or [`Error::TimeoutApplied`].
-    pub async fn read_barrier(&self, shard: &Arc<Shard>) -> Result<(), Error> {
+    pub async fn read_barrier(&self, shard: &Shard) -> Result<(), Error> {
         if self.node.reads_alone() || mutants::is_on("mutant_read_without_index") {
             return Ok(());
         }
-        let (receiver, start) = shard.join_read();
-        if start {
-            self.start_read_round(shard);
-        }
-        match receiver.await {
+        match self.reads.join(shard.id).await {
             Ok(result) => result.map_err(Error::from),
             Err(_) => Err(Error::Stopped),
         }
-    }
-
-    fn start_read_round(&self, shard: &Arc<Shard>) {
-        // The loop ends only with the process.
-        self.reads.send(ReadRequest::Shard(Arc::clone(shard))).ok();
     }
 
     /// Keeps pairs that a read fetched from the disk in memory, within the budget.
@@ -416,9 +406,7 @@ impl Forwarded for Member {
             if !self.node.is_leader() {
                 return None;
             }
-            let (sender, receiver) = tokio::sync::oneshot::channel();
-            self.reads.send(ReadRequest::Peer(sender)).ok()?;
-            receiver.await.ok()
+            self.reads.join_peer().await.ok()
         })
     }
 

@@ -238,11 +238,12 @@ impl Proposer {
     /// Brings one attempt to the log, here or at the leader, again while that is certainly safe.
     async fn drive(&self, node: &Node, mut attempt: Attempt) {
         loop {
-            let result = if node.is_leader() {
-                attempt.proposal.time_unix_ms = node.clock_ms();
-                node.write(attempt.proposal.encode_to_vec().into()).await
-            } else {
-                self.forward(node, &mut attempt).await
+            let result = match node.next_stamp_ms(attempt.deadline).await {
+                Some(time_unix_ms) => {
+                    attempt.proposal.time_unix_ms = time_unix_ms;
+                    node.write(attempt.proposal.encode_to_vec().into()).await
+                }
+                None => self.forward(node, &mut attempt).await,
             };
             match result {
                 Ok(()) => return answer_foreign(&mut attempt, Ok(())),

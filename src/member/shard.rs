@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
 use super::lessor::Renewal;
+use super::read::{ReadResult, ReadSender};
 use crate::state::Applied;
 use crate::watch::{Hub, News};
 
@@ -29,33 +29,11 @@ pub(crate) enum Delivery {
     Replies(Vec<(oneshot::Sender<Reply>, Reply)>),
     /// Answers to keep-alives.
     Renewals(Vec<(oneshot::Sender<Renewal>, Renewal)>),
-    /// The read round that was in flight has ended.
-    ReadRound(Result<(), ReadRefused>),
+    /// A read round has ended; these waited for it.
+    Reads(Vec<ReadSender>, ReadResult),
     /// What its watchers want to know.
     Watch(News),
 }
-
-/// Why a read round failed; each waiting read gets a copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ReadRefused {
-    NoLeader,
-    Timeout,
-    TimeoutApplied,
-    Stopped,
-}
-
-impl From<ReadRefused> for Error {
-    fn from(refused: ReadRefused) -> Self {
-        match refused {
-            ReadRefused::NoLeader => Error::NoLeader,
-            ReadRefused::Timeout => Error::Timeout,
-            ReadRefused::TimeoutApplied => Error::TimeoutApplied,
-            ReadRefused::Stopped => Error::Stopped,
-        }
-    }
-}
-
-type ReadSender = oneshot::Sender<Result<(), ReadRefused>>;
 
 /// One serving thread, seen from the member.
 pub struct Shard {
@@ -63,21 +41,13 @@ pub struct Shard {
     pub(crate) id: usize,
     inbox: mpsc::UnboundedSender<Delivery>,
     hub: Arc<Hub>,
-    reads: Mutex<Reads>,
-}
-
-/// Linearizable reads of one thread: one round in flight, the others wait for the next.
-#[derive(Default)]
-struct Reads {
-    in_flight: Option<Vec<ReadSender>>,
-    waiting: Vec<ReadSender>,
 }
 
 impl Shard {
     /// A shard and the receiver that [`Shard::deliver_all`] drains on the shard's own thread.
     pub(crate) fn new(id: usize, hub: Arc<Hub>) -> (Arc<Shard>, mpsc::UnboundedReceiver<Delivery>) {
         let (inbox, deliveries) = mpsc::unbounded_channel();
-        (Arc::new(Shard { id, inbox, hub, reads: Mutex::default() }), deliveries)
+        (Arc::new(Shard { id, inbox, hub }), deliveries)
     }
 
     /// Hands `delivery` to the shard's thread: one wake-up, however many replies.
@@ -93,39 +63,10 @@ impl Shard {
         &self.hub
     }
 
-    /// Adds a read; `true` if the caller must start a round.
-    pub(crate) fn join_read(&self) -> (oneshot::Receiver<Result<(), ReadRefused>>, bool) {
-        let (sender, receiver) = oneshot::channel();
-        let mut reads = self.reads.lock();
-        if reads.in_flight.is_some() {
-            reads.waiting.push(sender);
-            (receiver, false)
-        } else {
-            reads.in_flight = Some(vec![sender]);
-            (receiver, true)
-        }
-    }
-
-    /// Ends the round in flight; `true` if reads that came meanwhile need another.
-    fn end_read_round(&self, result: Result<(), ReadRefused>) -> bool {
-        let ended = {
-            let mut reads = self.reads.lock();
-            let waiting = std::mem::take(&mut reads.waiting);
-            let next = (!waiting.is_empty()).then_some(waiting);
-            std::mem::replace(&mut reads.in_flight, next)
-        };
-        for sender in ended.into_iter().flatten() {
-            // A reader that went away does not wait for its round.
-            sender.send(result).ok();
-        }
-        self.reads.lock().in_flight.is_some()
-    }
-
-    /// Fires completions until the member is gone; `start_round` asks for the next read round.
+    /// Fires completions until the member is gone.
     pub(crate) async fn deliver_all(
         self: Arc<Self>,
         mut deliveries: mpsc::UnboundedReceiver<Delivery>,
-        start_round: impl Fn(&Arc<Shard>),
     ) {
         while let Some(delivery) = deliveries.recv().await {
             match delivery {
@@ -142,38 +83,13 @@ impl Shard {
                     }
                 }
                 Delivery::Watch(news) => self.hub.take(news),
-                Delivery::ReadRound(result) => {
-                    if self.end_read_round(result) {
-                        start_round(&self);
+                Delivery::Reads(reads, result) => {
+                    for sender in reads {
+                        // A reader that went away does not wait for its round.
+                        sender.send(result).ok();
                     }
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::watch::Feed;
-
-    #[test]
-    fn reads_that_come_during_a_round_share_the_next() {
-        let (shard, _deliveries) = Shard::new(0, Hub::new(&Feed::new(1, 1, 0), 0));
-        let (mut first, start) = shard.join_read();
-        assert!(start);
-        let (mut second, start) = shard.join_read();
-        assert!(!start);
-        let (mut third, start) = shard.join_read();
-        assert!(!start);
-
-        assert!(shard.end_read_round(Ok(())), "two reads wait for another round");
-        assert_eq!(first.try_recv(), Ok(Ok(())));
-        assert!(second.try_recv().is_err(), "a round answers only reads from before it began");
-
-        assert!(!shard.end_read_round(Err(ReadRefused::NoLeader)));
-        assert_eq!(second.try_recv(), Ok(Err(ReadRefused::NoLeader)));
-        assert_eq!(third.try_recv(), Ok(Err(ReadRefused::NoLeader)));
-        assert!(shard.join_read().1, "the next read starts a round again");
     }
 }

@@ -9,7 +9,9 @@
 //! The questions of one member to another share one stream, so that a round costs two small frames
 //! and not a call with its headers. What is not confirmed at once goes the way of heartbeats.
 //!
-//! **Invariant:** a vote is looked up, by whoever vouches for it, after the read began.
+//! **Invariant:** a vote is looked up, by whoever vouches for it, after the read began. The leader asks
+//! its raft core, which alone knows what is committed. The others look at the vote they promised last;
+//! no answer of theirs has told anybody of a later one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -180,7 +182,7 @@ impl Node {
 
     /// The read index from `leader`, whom this voter confirms by asking.
     pub(super) async fn index_by_asking(&self, leader: u64) -> Option<u64> {
-        let vote = self.raft().with_raft_state(|state| *state.vote_ref()).await.ok()?;
+        let vote = self.shared().log.promised_vote()?;
         if vote.leader_id.node_id != leader {
             return None;
         }
@@ -203,10 +205,16 @@ impl Node {
     async fn confirm(&self, from: u64, question: ConfirmRequest) -> Result<ConfirmReply, Status> {
         let asked = question.vote.map(codec::vote_from_pb);
         let asked = asked.ok_or_else(|| Status::invalid_argument("a question without a vote"))?;
+        let holds = move |vote: &Vote| {
+            vote.leader_id == asked.leader_id || mutants::is_on("mutant_confirm_any_vote")
+        };
         let me = self.member_id();
+        if asked.leader_id.node_id != me {
+            let holds = self.shared().log.promised_vote().is_some_and(|vote| holds(&vote));
+            return Ok(ConfirmReply { sequence: question.sequence, holds, read_index: None });
+        }
         let looked_up = self.raft().with_raft_state(move |state| {
-            let holds = state.vote_ref().leader_id == asked.leader_id
-                || mutants::is_on("mutant_confirm_any_vote");
+            let holds = holds(state.vote_ref());
             let claim = if holds { Claim::of(me, state) } else { None };
             let sufficient = |claim: &Claim| claim.voters.contains(&from) && claim.needed() == 1;
             (holds, claim.filter(sufficient).map(|claim| claim.index))

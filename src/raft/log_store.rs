@@ -96,6 +96,11 @@ impl LogStore {
         ring.vote.is_none() && ring.last.is_none() && ring.purged.is_none()
     }
 
+    /// The vote that this member promised last: it is here before any answer speaks of it.
+    pub fn promised_vote(&self) -> Option<Vote> {
+        self.inner.ring.lock().vote
+    }
+
     /// The last index that was dropped from the front of the log, if any was.
     pub fn purged_index(&self) -> Option<u64> {
         self.inner.ring.lock().purged.map(|purged| purged.index)

@@ -193,12 +193,45 @@ impl Node {
         &self.peers
     }
 
-    /// The cluster's clock in milliseconds.
+    /// The cluster's clock in milliseconds, as far as this member knows; 0 if it never began.
     pub fn clock_ms(&self) -> u64 {
         if mutants::is_on("mutant_wall_clock") {
             return clock::unix_ms();
         }
-        self.shared.clock.read(clock::now(), clock::unix_ms)
+        self.shared.clock.read(clock::now())
+    }
+
+    /// The time for an entry to propose; none while this member does not lead, or has yet to apply what
+    /// came before its term.
+    pub fn stamp_ms(&self) -> Option<u64> {
+        let leadership = self.leadership();
+        if !leadership.is_leader {
+            return None;
+        }
+        if mutants::is_on("mutant_wall_clock") {
+            return Some(clock::unix_ms());
+        }
+        self.shared.clock.stamp(leadership.term, clock::now(), clock::unix_ms)
+    }
+
+    /// As [`Node::stamp_ms`], but a new leader's is waited for until it has caught up, or `deadline`.
+    pub async fn next_stamp_ms(&self, deadline: Instant) -> Option<u64> {
+        if let Some(stamp) = self.stamp_ms() {
+            return Some(stamp);
+        }
+        let (mut applied, mut news) = (self.shared.applied(), self.leadership.subscribe());
+        let mut stamp = self.stamp_ms();
+        while stamp.is_none() && self.is_leader() {
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(deadline.into()) => return None,
+                // Either way it is looked at again; both senders live as long as `self`.
+                _ = applied.changed() => {}
+                _ = news.changed() => {}
+            }
+            stamp = self.stamp_ms();
+        }
+        stamp
     }
 
     /// Who leads.

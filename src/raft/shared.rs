@@ -100,6 +100,7 @@ impl Shared {
     /// Publishes that everything up to `at` is applied.
     pub(crate) fn advanced(&self, at: Position) {
         self.sole_voter.applied(at);
+        self.clock.advanced(at.leader, at.term);
         self.applied.send_replace(at.index);
     }
 

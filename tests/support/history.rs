@@ -194,3 +194,12 @@ pub(crate) struct History {
     pub(crate) calls: Vec<Call>,
     pub(crate) watches: Vec<Watched>,
 }
+
+impl History {
+    /// How many events watchers were sent.
+    pub(crate) fn events(&self) -> u64 {
+        let streams = self.watches.iter().flat_map(|watched| &watched.streams);
+        let responses = streams.flat_map(|stream| &stream.responses);
+        responses.map(|(_, response)| response.events.len() as u64).sum()
+    }
+}

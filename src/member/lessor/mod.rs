@@ -86,6 +86,8 @@ pub(crate) struct Lessor {
 struct Inner {
     /// On a leader.
     table: Option<Table>,
+    /// The term that the table was made in.
+    term: u64,
     waiting: Vec<Waiting>,
     last_sequence: u64,
     /// The terms in our last applied entry of renewals, and its number.
@@ -277,15 +279,29 @@ impl Lessor {
             }
             Table::new(state.leases())
         };
-        self.set_table(Some(table));
+        self.set_table(Some((leadership.term, table)));
         true
     }
 
-    fn set_table(&self, table: Option<Table>) {
-        let before = std::mem::replace(&mut self.inner.lock().table, table);
+    fn set_table(&self, table: Option<(u64, Table)>) {
+        let (term, table) = table.map_or((0, None), |(term, table)| (term, Some(table)));
+        let before = {
+            let mut inner = self.inner.lock();
+            inner.term = term;
+            std::mem::replace(&mut inner.table, table)
+        };
         drop(before);
         self.looks.notify_one();
         self.renewals.notify_one();
+    }
+
+    /// When a lease has to be looked at; none without a table of the term in which this member leads,
+    /// for another leader may have promised more than an older table knows.
+    fn next_look_ms(&self, node: &Node) -> Option<u64> {
+        let inner = self.inner.lock();
+        let is_current =
+            inner.term == node.leadership().term || mutants::is_on("mutant_expire_on_follower");
+        inner.table.as_ref().filter(|_| is_current)?.next_look_ms()
     }
 
     /// Renews what waits, one batch after the other.
@@ -371,7 +387,8 @@ impl Lessor {
             let forwarded = node.forward(group, clock::now() + self.request_timeout).await;
             return forwarded.map(|()| sequence);
         }
-        let proposal = Proposal { time_unix_ms: node.clock_ms(), groups };
+        let time_unix_ms = node.stamp_ms().ok_or(WriteError::NotAppended)?;
+        let proposal = Proposal { time_unix_ms, groups };
         let written = node.write(proposal.encode_to_vec().into());
         match tokio::time::timeout(self.request_timeout, written).await {
             Ok(written) => written.map(|()| sequence),
@@ -418,8 +435,7 @@ impl Lessor {
     /// Ends the leases that have run out, a few at a time.
     async fn expire_ended(self: Arc<Self>, node: Arc<Node>) {
         loop {
-            let next = self.inner.lock().table.as_ref().and_then(Table::next_look_ms);
-            let Some(next) = next else {
+            let Some(next) = self.next_look_ms(&node) else {
                 self.looks.notified().await;
                 continue;
             };

@@ -37,6 +37,8 @@ struct Summary {
     calls: BTreeMap<&'static str, u64>,
     faults: BTreeMap<&'static str, u64>,
     commits: u64,
+    installs: u64,
+    events: u64,
     frames: u64,
     failed: Vec<u64>,
 }
@@ -46,6 +48,8 @@ impl Summary {
         self.runs += 1;
         self.simulated += report.simulated;
         self.commits += report.commits;
+        self.installs += report.installs;
+        self.events += report.events;
         self.frames += report.frames;
         for (name, count) in &report.calls {
             *self.calls.entry(name).or_default() += count;
@@ -65,7 +69,10 @@ impl Summary {
         );
         eprintln!("calls: {:?}", self.calls);
         eprintln!("faults: {:?}", self.faults);
-        eprintln!("entries applied: {}, frames sent: {}", self.commits, self.frames);
+        eprintln!(
+            "entries applied: {}, snapshots installed: {}, events to watchers: {}, frames sent: {}",
+            self.commits, self.installs, self.events, self.frames
+        );
         eprintln!("failed seeds: {:?}", self.failed);
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct Report {
     pub(crate) calls: BTreeMap<&'static str, u64>,
     pub(crate) faults: FaultCounts,
     pub(crate) commits: u64,
+    pub(crate) installs: u64,
+    /// What watchers were sent.
+    pub(crate) events: u64,
     pub(crate) frames: u64,
 }
 
@@ -53,6 +56,8 @@ impl Report {
             calls: BTreeMap::new(),
             faults: FaultCounts::new(),
             commits: 0,
+            installs: 0,
+            events: 0,
             frames: 0,
         }
     }
@@ -143,6 +148,8 @@ fn report(world: &World, faults: FaultCounts, history: &History) -> Report {
         calls,
         faults,
         commits: world.checks.commits(),
+        installs: world.checks.installs(),
+        events: history.events(),
         frames: world.net.counts().frames,
     }
 }

@@ -6,8 +6,9 @@
 //! calls and keep each possible pair of (calls under way that took effect already, value).
 //!
 //! Values are mostly written once each, which keeps it easy. A write of unknown outcome whose value somebody
-//! read took effect before that; one whose value nobody read may be left out, for no answer that is
-//! looked at here depends on it. Deletes of unknown outcome may take effect at any later time, or never.
+//! read took effect before that, and so did the one whose value it found itself, and so on. One whose value
+//! nobody needs may be left out, for no answer that is looked at here depends on it. Deletes of unknown
+//! outcome may take effect at any later time, or never.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -325,10 +326,10 @@ impl Register<'_> {
     ///
     /// That works where a value tells its writer; other writes may take effect at any time.
     fn settle(&mut self) {
-        let mut first_seen = HashMap::<&Bytes, Duration>::new();
+        let mut needed_by = HashMap::<&Bytes, Duration>::new();
         for step in &self.steps {
             if let Some(Some(value)) = &step.access.found {
-                let end = first_seen.entry(value).or_insert(step.end);
+                let end = needed_by.entry(value).or_insert(step.end);
                 *end = step.end.min(*end);
             }
         }
@@ -337,12 +338,28 @@ impl Register<'_> {
         for value in all.filter_map(|step| step.access.left.as_ref()?.as_ref()) {
             *writers.entry(value).or_default() += 1;
         }
-        let happened = self.doubtful.iter().filter_map(|step| {
+        // When a doubtful write is over, if anybody needs its value.
+        let over_by = |needed_by: &HashMap<&Bytes, Duration>, step: &Step<'_>| {
             let value = step.access.left.as_ref()?.as_ref()?;
-            let seen_by = *first_seen.get(value)?;
-            let end = if writers[value] == 1 { seen_by } else { Duration::MAX };
-            Some(Step { end, ..step.clone() })
-        });
+            let needed_by = *needed_by.get(value)?;
+            Some(if writers[value] == 1 { needed_by } else { Duration::MAX })
+        };
+        let mut is_settled = false;
+        while !is_settled {
+            is_settled = true;
+            for step in &self.doubtful {
+                let Some(end) = over_by(&needed_by, step) else { continue };
+                let Some(Some(value)) = &step.access.found else { continue };
+                if needed_by.get(value).is_none_or(|known| end < *known) {
+                    needed_by.insert(value, end);
+                    is_settled = false;
+                }
+            }
+        }
+        let happened = self
+            .doubtful
+            .iter()
+            .filter_map(|step| Some(Step { end: over_by(&needed_by, step)?, ..step.clone() }));
         let happened: Vec<Step<'_>> = happened.collect();
         self.steps.extend(happened);
         self.doubtful_deletes.sort_unstable();

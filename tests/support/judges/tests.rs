@@ -523,7 +523,7 @@ fn found_value(key: &'static str, value: Option<&'static str>) -> RangeResponse 
 }
 
 /// A register history in short: `w1 0 5` writes 1 from second 0 to 5, `r1` reads it, `r-` reads that
-/// nothing is there, `d` deletes; with `?` the outcome is unknown.
+/// nothing is there, `d` deletes, `c1>2` writes 2 if it finds 1; with `?` the outcome is unknown.
 fn register(text: &'static str) -> History {
     let calls = text.split(", ").map(|line| {
         let words: Vec<&'static str> = line.split(' ').collect();
@@ -539,6 +539,17 @@ fn register(text: &'static str) -> History {
                 let delete = DeleteRangeRequest { prev_kv: false, ..request::delete("x") };
                 let reply = DeleteRangeResponse { deleted: 1, ..DeleteRangeResponse::default() };
                 (Op::Delete(delete), Reply::Delete(reply))
+            }
+            "c" => {
+                let (found, left) = value.split_once('>').unwrap();
+                let put = PutRequest { prev_kv: false, ..request::put("x", left) };
+                let compare = request::if_value("x", found.into());
+                let response =
+                    ResponseOp { response: Some(Response::ResponsePut(PutResponse::default())) };
+                let reply =
+                    TxnResponse { succeeded: true, responses: vec![response], header: None };
+                let op = request::txn([compare], [Request::RequestPut(put)], []);
+                (Op::Txn(op), Reply::Txn(reply))
             }
             _ => {
                 let reply = found_value("x", (value != "-").then_some(value));
@@ -564,6 +575,10 @@ fn registers_are_told_apart() {
         "w1? 0 1, w1? 2 3, r1 4 5, d 6 7, r1 8 9, w2 10 11, r2 12 13",
         "w1? 0 1, w1 2 3, r1 4 5, w2 6 7, r1 8 9",
         "w1 0 9, w2 0 9, w3 0 9, w4 0 9, r4 1 2, r2 3 4, r3 5 6, r1 7 8",
+        "w1? 0 1, c1>2? 2 3, r2 4 5",
+        "w1? 0 1, c1>2? 2 3, c2>3? 4 5, r3 6 7",
+        "w1 0 1, w2? 2 3, c2>3? 4 5, r1 6 7",
+        "w1? 0 1, c1>2? 2 3, c1>2? 2 3, r2 4 5, w4 6 7, r4 8 9",
     ];
     for text in good {
         let verdict = linearizable::judge(&register(text));
@@ -581,6 +596,10 @@ fn registers_are_told_apart() {
         "w1? 0 1, w1 2 3, d 4 5, r1 6 7, d 8 9, r1 10 11",
         "w1 0 1, d 2 3, r1 4 5",
         "r7 0 1",
+        "c1>2? 0 1, r2 2 3",
+        "c1>2? 0 1, r2 2 3, w1? 4 5",
+        "w1? 0 1, c1>2? 2 3, r2 4 5, r1 6 7",
+        "w1? 0 1, c1>2? 2 3, c1>3? 2 3, r2 4 5, r3 6 7",
     ];
     for text in bad {
         let verdict = linearizable::judge(&register(text));

@@ -42,6 +42,7 @@ struct Inner {
     same_state: same_state::SameState,
     log_matching: LogMatching,
     commits: u64,
+    installs: u64,
 }
 
 impl Checks {
@@ -66,6 +67,11 @@ impl Checks {
         self.inner.lock().commits
     }
 
+    /// Snapshots installed by all members together.
+    pub(crate) fn installs(&self) -> u64 {
+        self.inner.lock().installs
+    }
+
     /// `member` has begun with a state at `index`.
     pub(crate) fn opened(&self, member: usize, index: Option<u64>) {
         self.inner.lock().in_order.opened(member, index);
@@ -73,7 +79,9 @@ impl Checks {
 
     /// `member` has taken a snapshot; its next entry follows that.
     pub(crate) fn installed(&self, member: usize) {
-        self.inner.lock().in_order.installed(member);
+        let mut inner = self.inner.lock();
+        inner.installs += 1;
+        inner.in_order.installed(member);
     }
 
     /// The storage of `member` was given `batch`.
