@@ -28,8 +28,11 @@ pub const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
 /// a new leader lets each lease live for so much longer, because the old one may have done so.
 pub const LEASE_SLACK: Duration = Duration::from_secs(1);
 
-/// While keep-alives keep coming, their renewals are gathered for this long into one entry.
-pub const LEASE_RENEW_GATHER: Duration = Duration::from_millis(10);
+/// While many keep-alives come, their renewals are gathered for this long into one entry.
+pub const LEASE_RENEW_GATHER: Duration = Duration::from_millis(4);
+
+/// So many renewals in one entry are many; fewer are written as soon as the entry before them is.
+pub const LEASE_RENEW_CROWD: usize = 4;
 
 /// Leases in one entry of renewals, and in one call to the leader; more wait for the next.
 pub const LEASE_RENEWALS_MAX: usize = 10_000;

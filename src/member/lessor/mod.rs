@@ -320,6 +320,7 @@ impl Lessor {
                 if batch.is_empty() {
                     break;
                 }
+                let is_crowd = batch.len() >= limits::LEASE_RENEW_CROWD;
                 let renewed = self.renew_batch(&node, &batch).await;
                 let is_done = renewed.is_some();
                 self.answer(batch, renewed);
@@ -327,7 +328,9 @@ impl Lessor {
                     node.leader_news(limits::LEASE_ENDING_POLL).await;
                     break;
                 }
-                tokio::time::sleep_until((began + limits::LEASE_RENEW_GATHER).into()).await;
+                if is_crowd {
+                    tokio::time::sleep_until((began + limits::LEASE_RENEW_GATHER).into()).await;
+                }
             }
             self.fail_late(&node, clock::now());
         }
