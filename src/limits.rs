@@ -144,6 +144,19 @@ pub const READ_ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 /// Index entries that one step of a compaction looks at while it holds the state.
 pub const COMPACTION_STEP_KEYS: usize = 500;
 
+/// Others have the state for so long between two steps of a compaction.
+pub const COMPACTION_PAUSE: Duration = Duration::from_micros(200);
+
+/// A compaction waits while the storage has more left to write, but not longer than
+/// [`COMPACTION_PATIENCE`] for each step.
+pub const COMPACTION_BACKLOG_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a compaction lets the storage catch up.
+pub const COMPACTION_PATIENCE: Duration = Duration::from_millis(10);
+
+/// How often it looks whether the storage has.
+pub const COMPACTION_PAUSE_LONG: Duration = Duration::from_millis(2);
+
 /// Records that one step of a hash looks at while it holds the state.
 pub const HASH_STEP_RECORDS: usize = 1000;
 

@@ -2,14 +2,15 @@
 //!
 //! A Compact takes effect at once when it is applied: older revisions are refused from then on. This
 //! thread then gives the space back, a few hundred keys at a time, and lets waiting readers and the
-//! apply loop go first between two steps.
+//! apply loop go first between two steps. It waits a while if the storage has much left to write,
+//! so that it does not take the room in the queue that the apply loop needs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::clock;
 use crate::limits;
 use crate::raft::{Shared, Store};
 use crate::state::CompactStep;
@@ -78,10 +79,10 @@ impl Compactor {
 
     async fn run(&self, shared: &Shared) -> Result<(), StorageError> {
         loop {
-            let (step, revision, backlog) = {
+            let (step, revision) = {
                 let mut state = shared.state.write();
                 let step = self.step(&mut state)?;
-                let seen = (step, state.compact_revision(), state.backend().backlog_bytes());
+                let seen = (step, state.compact_revision());
                 RwLockWriteGuard::unlock_fair(state);
                 seen
             };
@@ -96,12 +97,13 @@ impl Compactor {
                     return Ok(());
                 }
             }
-            let pause = if backlog > limits::STORAGE_BACKLOG_BYTES_MAX / 2 {
-                Duration::from_millis(20)
-            } else {
-                Duration::from_micros(200)
-            };
-            tasks::rest(pause).await;
+            tasks::rest(limits::COMPACTION_PAUSE).await;
+            let backlog = || shared.state.read().backend().backlog_bytes();
+            // Not for ever: history must not grow because clients never pause.
+            let until = clock::now() + limits::COMPACTION_PATIENCE;
+            while backlog() > limits::COMPACTION_BACKLOG_BYTES_MAX && clock::now() < until {
+                tasks::rest(limits::COMPACTION_PAUSE_LONG).await;
+            }
         }
     }
 }

@@ -4,10 +4,18 @@
 //! [`State::compact_step`] deletes what nobody can read any more, whenever there is time. It is
 //! local work: members differ in how far they are, and answer the same all the while. After a
 //! restart it begins again at the first key, which costs a walk and deletes nothing twice.
+//!
+//! The index is walked key by key; the records are deleted in the order of their revisions, in which
+//! they lie in the storage. In the order of the keys each deletion would hit another leaf, and every
+//! flush would write all of them again. So many versions are gathered before the first goes.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use super::State;
 use super::error::RequestError;
 use super::records;
+use super::revision::Revision;
 use super::schema::{self, COMPACT, damaged};
 use super::write::Pending;
 use crate::mutants;
@@ -15,6 +23,9 @@ use crate::storage::{Backend, Batch, StorageError};
 
 /// The compact revision of a store that was never compacted. As in etcd.
 pub(super) const COMPACT_REVISION_NONE: i64 = -1;
+
+/// Records that are gathered before they are deleted; 24 bytes each.
+const DOOMED_MAX: usize = 1 << 20;
 
 /// How far history is dropped.
 #[derive(Debug)]
@@ -31,8 +42,20 @@ pub(super) struct Compaction {
 struct SweepAt {
     /// The revision it will have finished.
     main: i64,
-    /// The key it goes on with.
-    from: Box<[u8]>,
+    /// The key that the walk through the index goes on with; none when it has seen all.
+    from: Option<Box<[u8]>>,
+    /// Records that left the index and are still stored, with their lengths; the oldest go first.
+    doomed: BinaryHeap<Reverse<(Revision, u32)>>,
+}
+
+impl SweepAt {
+    fn new(main: i64) -> SweepAt {
+        SweepAt { main, from: Some(Box::default()), doomed: BinaryHeap::new() }
+    }
+
+    fn is_done(&self) -> bool {
+        self.from.is_none() && self.doomed.is_empty()
+    }
 }
 
 impl Compaction {
@@ -96,7 +119,7 @@ impl<B: Backend> State<B> {
         self.pins().when_raised(wake);
     }
 
-    /// Deletes up to about `keys_max` records that nobody can read.
+    /// Looks for up to about `keys_max` records that nobody can read, or deletes so many.
     ///
     /// Call it under the write lock, now and then, while there is more.
     pub fn compact_step(&mut self, keys_max: usize) -> Result<CompactStep, StorageError> {
@@ -104,21 +127,32 @@ impl<B: Backend> State<B> {
             return Ok(self.compact_progress());
         }
         let begun = self.compaction_mut().sweep.take();
-        let sweep = begun.unwrap_or_else(|| {
-            let main = self.sweep_target().expect("there is something to do");
-            SweepAt { main, from: Box::default() }
+        let mut sweep = begun.unwrap_or_else(|| {
+            SweepAt::new(self.sweep_target().expect("there is something to do"))
         });
-        let main = sweep.main;
         let mut batch = Batch::default();
-        let stopped = self.index_mut().compact(main, &sweep.from, keys_max, |version| {
-            records::remove(&mut batch, version);
-        });
+        match sweep.from.take() {
+            Some(from) if sweep.doomed.len() < DOOMED_MAX => {
+                let doomed = &mut sweep.doomed;
+                sweep.from = self.index_mut().compact(sweep.main, &from, keys_max, |version| {
+                    doomed.push(Reverse((version.revision(), version.len)));
+                });
+            }
+            from => {
+                sweep.from = from;
+                for _ in 0..keys_max.max(1) {
+                    let Some(Reverse((revision, len))) = sweep.doomed.pop() else { break };
+                    records::remove(&mut batch, revision, len);
+                }
+            }
+        }
         let compaction = self.compaction_mut();
-        compaction.sweep = stopped.map(|from| SweepAt { main, from });
-        if compaction.sweep.is_none() {
-            compaction.finished = main;
-            let value = schema::encode_compact(compaction.requested, main);
+        if sweep.is_done() {
+            compaction.finished = sweep.main;
+            let value = schema::encode_compact(compaction.requested, sweep.main);
             batch.put(COMPACT, value);
+        } else {
+            compaction.sweep = Some(sweep);
         }
         if !batch.is_empty() {
             self.backend().commit(batch)?;

@@ -15,7 +15,6 @@ use std::ops::ControlFlow;
 
 use bytes::{Bytes, BytesMut};
 
-use super::mvcc::entry::Version;
 use super::revision::Revision;
 use super::schema::{self, RECORD_KEY_BYTES, damaged};
 use crate::storage::{Backend, Batch, StorageError};
@@ -76,11 +75,11 @@ pub(super) fn put(batch: &mut Batch, at: Bytes, value: Bytes) {
     }
 }
 
-/// Removes the record of `version`.
-pub(super) fn remove(batch: &mut Batch, version: &Version) {
-    let at = schema::record_key(version.revision());
+/// Removes the record at `revision`, whose pair takes `len` bytes.
+pub(super) fn remove(batch: &mut Batch, revision: Revision, len: u32) {
+    let at = schema::record_key(revision);
     batch.remove(at.to_vec());
-    for number in 1..(version.len as usize).div_ceil(PIECE_BYTES) {
+    for number in 1..(len as usize).div_ceil(PIECE_BYTES) {
         batch.remove(piece_key(&at, number));
     }
 }
