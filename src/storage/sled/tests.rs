@@ -253,7 +253,8 @@ fn open_when_the_lock_is_held_for_a_moment_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     build(dir.path(), 1..=10);
     let database = fs::File::open(dir.path().join("sled")).unwrap();
-    database.try_lock().unwrap();
+    // Another test's child may hold it for that very moment.
+    database.lock().unwrap();
     let (sender, opened) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(|| sender.send(open_and_count(dir.path())).unwrap());
