@@ -259,7 +259,7 @@ mod tests {
         let mut batch = Batch::default();
         for (main, length) in (1..).zip(LENGTHS) {
             let len = u32::try_from(length).unwrap();
-            remove(&mut batch, &Version { main, create: 0, number: 0, sub: 0, len });
+            remove(&mut batch, Revision { main, sub: 0 }, len);
         }
         store.commit(batch).unwrap();
         store.scan(b"", b"\xff", &mut |key, _| panic!("{key:02x?} is left")).unwrap();
