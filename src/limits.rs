@@ -147,6 +147,13 @@ pub const COMPACTION_STEP_KEYS: usize = 500;
 /// Others have the state for so long between two steps of a compaction.
 pub const COMPACTION_PAUSE: Duration = Duration::from_micros(200);
 
+/// Records that a compaction deletes in a second at least, if there are so many. Each costs the
+/// storage about 2 us, and who writes at the same time shall not notice.
+pub const COMPACTION_RECORDS_A_SECOND: u64 = 100_000;
+
+/// A compaction of more records goes as fast as if it were to end after this time.
+pub const COMPACTION_SPREAD: Duration = Duration::from_secs(20);
+
 /// A compaction waits while the storage has more left to write, but not longer than
 /// [`COMPACTION_PATIENCE`] for each step.
 pub const COMPACTION_BACKLOG_BYTES_MAX: usize = 1024 * 1024;

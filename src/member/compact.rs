@@ -3,9 +3,11 @@
 //! A Compact takes effect at once when it is applied: older revisions are refused from then on. This
 //! thread then gives the space back, a few hundred keys at a time, and lets waiting readers and the
 //! apply loop go first between two steps. It waits a while if the storage has much left to write,
-//! so that it does not take the room in the queue that the apply loop needs.
+//! so that it does not take the room in the queue that the apply loop needs, and goes no faster than
+//! it must: what it deletes costs the disk and the processor that writes need.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -79,10 +81,10 @@ impl Compactor {
 
     async fn run(&self, shared: &Shared) -> Result<(), StorageError> {
         loop {
-            let (step, revision) = {
+            let (step, revision, left) = {
                 let mut state = shared.state.write();
                 let step = self.step(&mut state)?;
-                let seen = (step, state.compact_revision());
+                let seen = (step, state.compact_revision(), state.compact_left());
                 RwLockWriteGuard::unlock_fair(state);
                 seen
             };
@@ -97,7 +99,7 @@ impl Compactor {
                     return Ok(());
                 }
             }
-            tasks::rest(limits::COMPACTION_PAUSE).await;
+            tasks::rest(pause(left)).await;
             let backlog = || shared.state.read().backend().backlog_bytes();
             // Not for ever: history must not grow because clients never pause.
             let until = clock::now() + limits::COMPACTION_PATIENCE;
@@ -106,4 +108,15 @@ impl Compactor {
             }
         }
     }
+}
+
+/// How long to wait after a step if `left` records are known that shall go.
+fn pause(left: u64) -> Duration {
+    if left == 0 {
+        return limits::COMPACTION_PAUSE;
+    }
+    let spread = left / limits::COMPACTION_SPREAD.as_secs();
+    let records_a_second = spread.max(limits::COMPACTION_RECORDS_A_SECOND);
+    let step_us = limits::COMPACTION_STEP_KEYS as u64 * 1_000_000 / records_a_second;
+    Duration::from_micros(step_us).max(limits::COMPACTION_PAUSE)
 }

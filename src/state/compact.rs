@@ -7,15 +7,15 @@
 //!
 //! The index is walked key by key; the records are deleted in the order of their revisions, in which
 //! they lie in the storage. In the order of the keys each deletion would hit another leaf, and every
-//! flush would write all of them again. So many versions are gathered before the first goes.
+//! flush would write all of them again. So all are gathered before the first goes ([`doomed`]).
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+mod doomed;
+
+use doomed::Doomed;
 
 use super::State;
 use super::error::RequestError;
 use super::records;
-use super::revision::Revision;
 use super::schema::{self, COMPACT, damaged};
 use super::write::Pending;
 use crate::mutants;
@@ -23,9 +23,6 @@ use crate::storage::{Backend, Batch, StorageError};
 
 /// The compact revision of a store that was never compacted. As in etcd.
 pub(super) const COMPACT_REVISION_NONE: i64 = -1;
-
-/// Records that are gathered before they are deleted; 24 bytes each.
-const DOOMED_MAX: usize = 1 << 20;
 
 /// How far history is dropped.
 #[derive(Debug)]
@@ -44,13 +41,13 @@ struct SweepAt {
     main: i64,
     /// The key that the walk through the index goes on with; none when it has seen all.
     from: Option<Box<[u8]>>,
-    /// Records that left the index and are still stored, with their lengths; the oldest go first.
-    doomed: BinaryHeap<Reverse<(Revision, u32)>>,
+    /// Records that left the index and are still stored.
+    doomed: Doomed,
 }
 
 impl SweepAt {
     fn new(main: i64) -> SweepAt {
-        SweepAt { main, from: Some(Box::default()), doomed: BinaryHeap::new() }
+        SweepAt { main, from: Some(Box::default()), doomed: Doomed::default() }
     }
 
     fn is_done(&self) -> bool {
@@ -132,16 +129,16 @@ impl<B: Backend> State<B> {
         });
         let mut batch = Batch::default();
         match sweep.from.take() {
-            Some(from) if sweep.doomed.len() < DOOMED_MAX => {
+            Some(from) if !sweep.doomed.is_full() => {
                 let doomed = &mut sweep.doomed;
                 sweep.from = self.index_mut().compact(sweep.main, &from, keys_max, |version| {
-                    doomed.push(Reverse((version.revision(), version.len)));
+                    doomed.add(version.revision(), version.len);
                 });
             }
             from => {
                 sweep.from = from;
                 for _ in 0..keys_max.max(1) {
-                    let Some(Reverse((revision, len))) = sweep.doomed.pop() else { break };
+                    let Some((revision, len)) = sweep.doomed.take_first() else { break };
                     records::remove(&mut batch, revision, len);
                 }
             }
@@ -158,6 +155,12 @@ impl<B: Backend> State<B> {
             self.backend().commit(batch)?;
         }
         Ok(self.compact_progress())
+    }
+
+    /// Records that [`State::compact_step`] has found and not deleted yet; 0 while it still looks.
+    pub fn compact_left(&self) -> u64 {
+        let sweep = self.compaction().sweep.as_ref();
+        sweep.filter(|sweep| sweep.from.is_none()).map_or(0, |sweep| sweep.doomed.len())
     }
 
     fn compact_progress(&self) -> CompactStep {

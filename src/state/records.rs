@@ -75,6 +75,11 @@ pub(super) fn put(batch: &mut Batch, at: Bytes, value: Bytes) {
     }
 }
 
+/// Whether a record whose pair takes `len` bytes has no pieces.
+pub(super) fn is_short(len: u32) -> bool {
+    len as usize <= PIECE_BYTES
+}
+
 /// Removes the record at `revision`, whose pair takes `len` bytes.
 pub(super) fn remove(batch: &mut Batch, revision: Revision, len: u32) {
     let at = schema::record_key(revision);
