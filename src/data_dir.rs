@@ -21,6 +21,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 use thiserror::Error;
@@ -114,7 +115,8 @@ pub enum DataDirError {
     },
 }
 
-/// A locked data directory. Dropping it releases the lock, so keep it as long as the member runs.
+/// A locked data directory. Dropping it and its staging directories releases the lock, so keep it
+/// as long as the member runs.
 #[derive(Debug)]
 pub struct DataDir {
     member: PathBuf,
@@ -122,20 +124,42 @@ pub struct DataDir {
     wal_home: Option<PathBuf>,
     identity: Option<Identity>,
     current: u64,
-    _locks: Vec<File>,
+    /// States that snapshots took the place of, until they are removed.
+    replaced: Vec<u64>,
+    locks: Arc<Vec<File>>,
 }
 
-/// A fresh, empty directory that a snapshot is received into; see [`DataDir::flip_to`].
+/// A fresh, empty directory that a snapshot is received into; see [`DataDir::flip_to`]. Dropping it
+/// removes it, so drop it where that may block, and close the files in it before.
 #[derive(Debug)]
 pub struct StagingDir {
     generation: u64,
     path: PathBuf,
+    /// CURRENT may name it.
+    stays: bool,
+    /// While it is there, no other process may make one of the same name.
+    _locks: Arc<Vec<File>>,
 }
 
 impl StagingDir {
     /// Where to put the files.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for StagingDir {
+    /// Gives back the space of a snapshot that came to nothing: the next one may be as large.
+    fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            let path = self.path.display();
+            tracing::warn!(%path, %error, "cannot remove a snapshot; the next start does");
+        }
     }
 }
 
@@ -157,10 +181,11 @@ impl DataDir {
         let wal_home = wal_dir.map(Path::to_owned);
         let identity = read_identity(&member, wal_home.as_deref())?;
         let current = open_state(&member.join("state"), identity.is_some())?;
-        let dir = Self { member, wal_home, identity, current, _locks: locks };
+        let (locks, replaced) = (Arc::new(locks), Vec::new());
+        let dir = Self { member, wal_home, identity, current, replaced, locks };
         dir.check_log()?;
         create_private(&dir.wal_dir())?;
-        dir.remove_stale_states()?;
+        remove_all_but(&dir.state_dir(), Some(&state_name(current)))?;
         Ok(dir)
     }
 
@@ -200,19 +225,20 @@ impl DataDir {
 
     /// The state directory that counts. It exists; a new member's is empty.
     pub fn current_state_dir(&self) -> PathBuf {
-        self.state_dir().join(format!("{STATE_PREFIX}{}", self.current))
+        self.state_dir().join(state_name(self.current))
     }
 
-    /// Makes an empty directory for a snapshot. It is removed at the next start unless
-    /// [`DataDir::flip_to`] adopts it.
+    /// Makes an empty directory for a snapshot. It is removed when it is dropped, or after a crash
+    /// at the next start, unless [`DataDir::flip_to`] adopts it.
     pub fn new_staging_dir(&self) -> Result<StagingDir, DataDirError> {
         let mut generation = self.current + 1;
         loop {
-            let path = self.state_dir().join(format!("{STATE_PREFIX}{generation}"));
+            let path = self.state_dir().join(state_name(generation));
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {
                     fail::fail_point!("stage_after_mkdir");
-                    return Ok(StagingDir { generation, path });
+                    let locks = Arc::clone(&self.locks);
+                    return Ok(StagingDir { generation, path, stays: false, _locks: locks });
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => generation += 1,
                 Err(source) => return Err(DataDirError::Io { path, source }),
@@ -223,22 +249,29 @@ impl DataDir {
     /// Makes a verified staging directory the current state. Its files must be fsynced; they may
     /// stay open, since the directory keeps its name and only the pointer moves. The switch is
     /// durable and atomic. The previous state stays until [`DataDir::remove_stale_states`].
-    pub fn flip_to(&mut self, staging: StagingDir) -> Result<(), DataDirError> {
+    pub fn flip_to(&mut self, mut staging: StagingDir) -> Result<(), DataDirError> {
+        // Even if this fails: CURRENT may name it by then. If not, it goes at the next start.
+        staging.stays = true;
         sync_dir(&staging.path)?;
         sync_dir(&self.state_dir())?;
         // A crash up to here leaves a directory that CURRENT does not name: removed at start.
-        let name = format!("{STATE_PREFIX}{}", staging.generation);
+        let name = state_name(staging.generation);
         fail::fail_point!("flip_before_pointer");
         replace_file(&self.state_dir(), CURRENT, &format!("{name}\n"))?;
         fail::fail_point!("flip_after_pointer");
+        self.replaced.push(self.current);
         self.current = staging.generation;
         Ok(())
     }
 
-    /// Removes every state and staging directory that is not current. Call it when the previous
-    /// state is closed and no snapshot is being received.
-    pub fn remove_stale_states(&self) -> Result<(), DataDirError> {
-        remove_all_but(&self.state_dir(), Some(&format!("{STATE_PREFIX}{}", self.current)))
+    /// Removes every state that a snapshot has replaced. Call it when they are closed. Staging
+    /// directories stay: whoever holds one may yet adopt it.
+    pub fn remove_stale_states(&mut self) -> Result<(), DataDirError> {
+        while let Some(generation) = self.replaced.last() {
+            remove_state(&self.state_dir().join(state_name(*generation)))?;
+            self.replaced.pop();
+        }
+        Ok(())
     }
 
     fn state_dir(&self) -> PathBuf {
@@ -395,12 +428,24 @@ fn remove_all_but(state: &Path, keep: Option<&str>) -> Result<(), DataDirError> 
         let Some(name) = name.to_str() else { continue };
         let ours = name.starts_with(STATE_PREFIX);
         if ours && Some(name) != keep {
-            fail::fail_point!("stale_before_removal");
-            fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
-            fail::fail_point!("stale_after_removal");
+            remove_state(&entry.path())?;
         }
     }
     Ok(())
+}
+
+fn remove_state(path: &Path) -> Result<(), DataDirError> {
+    fail::fail_point!("stale_before_removal");
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        removed => removed.map_err(at(path))?,
+    }
+    fail::fail_point!("stale_after_removal");
+    Ok(())
+}
+
+fn state_name(generation: u64) -> String {
+    format!("{STATE_PREFIX}{generation}")
 }
 
 fn is_empty(dir: &Path) -> Result<bool, DataDirError> {

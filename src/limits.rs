@@ -99,9 +99,12 @@ pub const PEER_STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Flow-control window of one connection between members.
 pub const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
-/// An append that a follower has not acknowledged for this breaks the stream, so that a hung
-/// follower never holds the log back without bound.
+/// An append that a follower has not acknowledged for this, and for the time that its bytes take,
+/// breaks the stream, so that a hung follower never holds the log back without bound.
 pub const APPEND_ACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The slowest link between members: bytes get so much more time than a message without any.
+pub const PEER_BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 
 /// Appends under way to one follower; more wait in openraft.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
@@ -116,8 +119,17 @@ pub const SNAPSHOT_FRAME_BYTES: usize = 512 * 1024;
 /// next frame is taken, so that leaves do not pile up in memory.
 pub const SNAPSHOT_BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A sender of a snapshot that is silent for this is given up.
+/// A sender of a snapshot that is silent for this is given up, and so is a receiver that takes no
+/// frame for this and for the time that the last one's bytes take.
 pub const SNAPSHOT_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The receiver of a snapshot has this long to verify and open it after it took the last frame; then
+/// the sender begins again.
+pub const SNAPSHOT_INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// After a receiver was given up, its next snapshot waits for this, so that the log is dropped at
+/// least once in between: longer than [`CHECKPOINT_POLL`].
+pub const SNAPSHOT_STALLED_PAUSE: Duration = Duration::from_secs(1);
 
 /// While a snapshot is being sent, and for this long after it arrived, no log is dropped, so that
 /// its receiver can go on with the log; etcd waits as long. Meanwhile the log grows on the disk.
@@ -234,6 +246,18 @@ pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// overhead of small frames that are not read yet is over half of it, at about 240 bytes each: a
 /// burst of 30,000 keep-alives still fits.
 pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Calls of a connection that its client took back before they were looked at; with more it is closed.
+/// A client whose calls all ran into their deadline while the member stood still is no attack.
+pub const CLIENT_RESETS_MAX: usize = 10_000;
+
+/// File descriptors that connections of clients leave to everything else, or a quarter if there are
+/// few.
+pub const DESCRIPTORS_RESERVED: u64 = 256;
+
+/// A connection that is silent for so long is asked whether its other end is still there, and again
+/// after so long. As in etcd.
+pub const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Largest head of a request.
 pub const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;

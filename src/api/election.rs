@@ -90,19 +90,23 @@ impl Api {
     /// Who is in front of `line`.
     pub(super) async fn find_leader(&self, line: &Line) -> Result<Found, Status> {
         self.member.read_barrier(&self.shard).await.map_err(from_inside)?;
-        let (plan, revision) = {
-            let state = self.member.state();
-            let revision = state.revision();
-            let Some(oldest) = state.oldest(line.range()) else {
-                return Ok(Found { revision, leader: None });
+        loop {
+            let (plan, revision) = {
+                let state = self.member.state();
+                let revision = state.revision();
+                let Some(oldest) = state.oldest(line.range()) else {
+                    return Ok(Found { revision, leader: None });
+                };
+                let request = RangeRequest { key: oldest.key.into(), ..RangeRequest::default() };
+                let plan = state.range(&request).map_err(|refusal| from_inside(refusal.into()))?;
+                (plan, revision)
             };
-            let request = RangeRequest { key: oldest.key.into(), ..RangeRequest::default() };
-            let plan = state.range(&request).map_err(|refusal| from_inside(refusal.into()))?;
-            (plan, revision)
-        };
-        let answer = self.finish(plan).await?;
-        let mut read = RangeResponse::decode(answer.kvs).expect("the state encoded these pairs");
-        Ok(Found { revision, leader: read.kvs.pop() })
+            if let Some(answer) = self.finish(plan).await? {
+                let read = RangeResponse::decode(answer.kvs);
+                let mut read = read.expect("the state encoded these pairs");
+                return Ok(Found { revision, leader: read.kvs.pop() });
+            }
+        }
     }
 }
 

@@ -18,6 +18,9 @@ use crate::state::{RangeAnswer, RangePlan, RequestError, TxnAnswer, check, txn};
 use crate::storage::StorageError;
 use crate::tasks;
 
+/// The path of the method.
+pub(super) const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
+
 impl Api {
     pub(super) async fn put(&self, message: Bytes) -> Result<Bytes, Status> {
         let request: PutRequest = grpc::decode(message)?;
@@ -56,6 +59,7 @@ impl Api {
             self.member.read_barrier(&self.shard).await?;
         }
         let (answer, revision) = self.read_txn(request).await?;
+        self.member.counts().txn_read(&answer);
         Ok(encode::txn(&self.member.header(revision), &answer))
     }
 
@@ -83,21 +87,30 @@ impl Api {
         if !request.serializable {
             self.member.read_barrier(&self.shard).await?;
         }
-        let (plan, revision) = self.plan(&request)?;
-        let answer = self.finish(plan).await?;
+        let (answer, revision) = self.read(&request).await?;
+        self.member.counts().range_read();
         Ok(encode::range(&self.member.header(revision), &answer))
     }
 
-    fn plan(&self, request: &RangeRequest) -> Result<(RangePlan, i64), Status> {
-        let state = self.member.state();
-        Ok((state.range(request)?, state.revision()))
+    /// The answer to `request` from the state as it is here, and its revision.
+    async fn read(&self, request: &RangeRequest) -> Result<(RangeAnswer, i64), Status> {
+        loop {
+            let (plan, revision) = {
+                let state = self.member.state();
+                (state.range(request)?, state.revision())
+            };
+            if let Some(answer) = self.finish(plan).await? {
+                return Ok((answer, revision));
+            }
+        }
     }
 
-    /// The answer of `plan`: at once if all values are in memory, else off the serving thread.
-    pub(super) async fn finish(&self, plan: RangePlan) -> Result<RangeAnswer, Status> {
+    /// The answer of `plan`: at once if all values are in memory, else off the serving thread. None
+    /// if a snapshot took the place of the state that the plan is of: then the read begins again.
+    pub(super) async fn finish(&self, plan: RangePlan) -> Result<Option<RangeAnswer>, Status> {
         if plan.is_hot() {
             let state = self.member.state();
-            return Ok(plan.finish(&**state.backend()).map_err(Error::from)?);
+            return Ok(Some(plan.finish(&**state.backend()).map_err(Error::from)?));
         }
         let member = self.member.clone();
         let read = tasks::blocking(move || read_cold(&member, plan));
@@ -118,7 +131,11 @@ impl Api {
         let (parts, receiver) = mpsc::channel(limits::STREAM_PARTS_MAX);
         let api = self.clone();
         tasks::spawn("range-stream", async move {
-            if let Err(status) = api.send_parts(request, &parts).await {
+            let sent = api.send_parts(request, &parts).await;
+            let code = sent.as_ref().map_or_else(|status| status.code, |()| Code::Ok);
+            api.member.counts().range_read();
+            api.metrics.handled(RANGE_STREAM, code as usize, 0);
+            if let Err(status) = sent {
                 // A client that went away needs no status.
                 drop(parts.send(Err(status)).await);
             }
@@ -144,8 +161,7 @@ impl Api {
         loop {
             let left = limit.map(|limit| limit - sent);
             request.limit = left.map_or(keys, |left| left.min(keys));
-            let (plan, _) = self.plan(&request)?;
-            let mut answer = self.finish(plan).await?;
+            let (mut answer, _) = self.read(&request).await?;
             sent += i64::try_from(answer.len).unwrap_or(i64::MAX);
             // Every part counts from its own first key; the answer tells the whole range's count.
             answer.count = *total.get_or_insert(answer.count);
@@ -167,8 +183,7 @@ impl Api {
         header: &ResponseHeader,
         parts: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
-        let (plan, _) = self.plan(request)?;
-        let mut answer = self.finish(plan).await?;
+        let (mut answer, _) = self.read(request).await?;
         let mut rest = std::mem::take(&mut answer.kvs);
         loop {
             answer.kvs = encode::split_pairs(&mut rest, self.part_bytes_max());
@@ -186,17 +201,23 @@ impl Api {
 }
 
 /// Goes on with a plan that is long or needs values from the disk; the state is held only for
-/// bounded steps.
-fn read_cold(member: &Member, mut plan: RangePlan) -> Result<RangeAnswer, StorageError> {
-    while !plan.is_planned() {
-        member.state().plan_more(&mut plan);
-    }
-    let backend = Arc::clone(member.state().backend());
+/// bounded steps. None if a snapshot took the place of the state that the plan is of.
+fn read_cold(member: &Member, mut plan: RangePlan) -> Result<Option<RangeAnswer>, StorageError> {
+    let backend = loop {
+        let state = member.state();
+        if !state.has_planned(&plan) {
+            return Ok(None);
+        }
+        if plan.is_planned() {
+            break Arc::clone(state.backend());
+        }
+        state.plan_more(&mut plan);
+    };
     let (answer, read) = plan.finish_and_warm(&*backend)?;
     if !read.is_empty() {
         member.warm(read);
     }
-    Ok(answer)
+    Ok(Some(answer))
 }
 
 /// As in etcd: parts double while they are small and halve when they grow too large.

@@ -167,7 +167,8 @@ fn flip_moves_the_pointer_and_removal_follows() {
     assert!(old.exists(), "the old state may still be open");
     data.remove_stale_states().unwrap();
     assert!(!old.exists());
-    drop(data);
+    assert!(first.path().exists(), "who holds it may adopt it yet");
+    drop((data, first));
     assert_eq!(open(&dir).unwrap().current_state_dir(), flipped);
 }
 
@@ -176,15 +177,40 @@ fn crash_before_the_pointer_moves_keeps_the_old_state() {
     let dir = TempDir::new().unwrap();
     let data = claimed(&dir);
     fs::write(data.current_state_dir().join("f"), b"old").unwrap();
-    let staging = data.new_staging_dir().unwrap();
-    let other = data.new_staging_dir().unwrap();
     let state = dir.path().join("data/member/state");
     // As after a crash in `flip_to`, before the new CURRENT has its name.
+    let staged = ["state-2", "state-3"].map(|name| state.join(name));
+    staged.iter().for_each(|path| fs::create_dir(path).unwrap());
     fs::write(state.join("CURRENT.tmp"), "stat").unwrap();
     drop(data);
     let data = open(&dir).unwrap();
     assert_eq!(fs::read(data.current_state_dir().join("f")).unwrap(), b"old");
-    assert!(!staging.path().exists() && !other.path().exists());
+    assert!(staged.iter().all(|path| !path.exists()));
+}
+
+/// Each snapshot that broke off kept its directory until the next start: they filled the disk.
+#[test]
+fn staging_directory_that_is_not_adopted_goes_when_it_is_dropped() {
+    let dir = TempDir::new().unwrap();
+    let mut data = claimed(&dir);
+    let state = dir.path().join("data/member/state");
+    let names = || {
+        let entries = fs::read_dir(&state).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for _ in 0..3 {
+        let staging = data.new_staging_dir().unwrap();
+        fs::write(staging.path().join("f"), b"half").unwrap();
+        drop(staging);
+        assert_eq!(names(), ["CURRENT", "state-1"]);
+    }
+    // Whether CURRENT names it is not known after an error of the flip.
+    let staging = data.new_staging_dir().unwrap();
+    fs::create_dir(state.join("CURRENT.tmp")).unwrap();
+    data.flip_to(staging).unwrap_err();
+    assert_eq!(names(), ["CURRENT", "CURRENT.tmp", "state-1", "state-2"]);
 }
 
 #[test]

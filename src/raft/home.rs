@@ -17,7 +17,7 @@ pub trait StateHome: Send + Sync + 'static {
     /// When the disk refuses.
     fn stage(&self) -> Result<Stage, StorageError>;
 
-    /// Gives back the space of all states but the current one. To be called when no snapshot is
+    /// Gives back the space of the states that snapshots have replaced. To be called when no snapshot is
     /// being received and nobody reads a replaced state any more.
     ///
     /// # Errors

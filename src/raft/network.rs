@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt, stream};
 use openraft::RaftNetworkFactory;
@@ -17,6 +18,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
+use prost::Message;
 
 use super::codec;
 use super::line::Line;
@@ -26,8 +28,9 @@ use super::types::{MemberNode, Snapshot, TypeConfig, Vote};
 use super::wire;
 use crate::clock;
 use crate::limits;
-use crate::pb::quorate::peer::AppendResponse;
 use crate::pb::quorate::peer::peer_client::PeerClient;
+use crate::pb::quorate::peer::snapshot_frame::Body;
+use crate::pb::quorate::peer::{AppendRequest, AppendResponse, SnapshotFrame};
 
 type AppendStream<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
 
@@ -128,8 +131,37 @@ impl NetBackoff<TypeConfig> for PeerLink {
     }
 }
 
-/// Appends that wait for their acknowledgement: when each was sent.
-type Unacknowledged = Arc<Mutex<VecDeque<Instant>>>;
+/// Appends that wait for their acknowledgement, oldest first: since when each has had the link for
+/// itself, and its size in bytes.
+#[derive(Debug, Default)]
+struct Unacknowledged(VecDeque<(Instant, usize)>);
+
+impl Unacknowledged {
+    fn sent(&mut self, bytes: usize, now: Instant) {
+        self.0.push_back((now, bytes));
+    }
+
+    /// The oldest has arrived. The next one had to wait behind it, so its time begins only now.
+    fn acknowledged(&mut self, now: Instant) {
+        self.0.pop_front();
+        if let Some((since, _)) = self.0.front_mut() {
+            *since = now;
+        }
+    }
+
+    /// Whether even a slow link would have brought the oldest by `now`.
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.0.front().is_some_and(|(since, bytes)| {
+            let allowance = limits::APPEND_ACK_TIMEOUT + crossing_time(*bytes);
+            now.saturating_duration_since(*since) > allowance
+        })
+    }
+}
+
+/// How long the slowest link that is served takes for `bytes`.
+fn crossing_time(bytes: usize) -> Duration {
+    Duration::from_millis(bytes as u64 * 1000 / limits::PEER_BYTES_PER_SECOND_MIN)
+}
 
 impl NetStreamAppend<TypeConfig> for PeerLink {
     fn stream_append<'s, S>(
@@ -142,7 +174,7 @@ impl NetStreamAppend<TypeConfig> for PeerLink {
     {
         Box::pin(async move {
             let mut client = self.client()?;
-            let sent = Unacknowledged::default();
+            let sent = Arc::new(Mutex::new(Unacknowledged::default()));
             let window = Arc::new(tokio::sync::Semaphore::new(limits::APPENDS_IN_FLIGHT_MAX));
             let requests = encode_appends(input, Arc::clone(&sent), Arc::clone(&window));
             let call = self.peers.request(self.target, requests);
@@ -168,18 +200,19 @@ impl NetStreamAppend<TypeConfig> for PeerLink {
 /// Turns openraft's requests into messages, at most [`limits::APPENDS_IN_FLIGHT_MAX`] ahead.
 fn encode_appends<S>(
     input: S,
-    sent: Unacknowledged,
+    sent: Arc<Mutex<Unacknowledged>>,
     window: Arc<tokio::sync::Semaphore>,
-) -> impl Stream<Item = crate::pb::quorate::peer::AppendRequest> + Send + 'static
+) -> impl Stream<Item = AppendRequest> + Send + 'static
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
     stream::unfold((input, sent, window), |(mut input, sent, window)| async move {
         // The permit comes back with the acknowledgement.
         window.acquire().await.ok()?.forget();
-        let request = input.next().await?;
-        sent.lock().push_back(clock::now());
-        Some((wire::append_request_to_pb(request), (input, sent, window)))
+        let request = wire::append_request_to_pb(input.next().await?);
+        // Only adds up lengths; nothing is encoded here.
+        sent.lock().sent(request.encoded_len(), clock::now());
+        Some((request, (input, sent, window)))
     })
 }
 
@@ -187,7 +220,7 @@ where
 struct Acknowledgements<'s> {
     link: &'s mut PeerLink,
     responses: tonic::Streaming<AppendResponse>,
-    sent: Unacknowledged,
+    sent: Arc<Mutex<Unacknowledged>>,
     window: Arc<tokio::sync::Semaphore>,
 }
 
@@ -201,18 +234,15 @@ impl Acknowledgements<'_> {
                 tokio::time::timeout(limits::APPEND_ACK_TIMEOUT / 4, self.responses.message());
             match wait.await {
                 Ok(Ok(Some(response))) => {
-                    self.sent.lock().pop_front();
+                    self.sent.lock().acknowledged(clock::now());
                     self.window.add_permits(1);
                     return Some(append_result(response));
                 }
                 Ok(Ok(None)) => return None,
                 Ok(Err(status)) => return Some(Err(self.link.failed(&status))),
                 Err(_) => {
-                    let oldest = self.sent.lock().front().copied();
-                    let overdue = oldest.is_some_and(|sent| {
-                        clock::now().saturating_duration_since(sent) > limits::APPEND_ACK_TIMEOUT
-                    });
-                    if overdue {
+                    let is_overdue = self.sent.lock().is_overdue(clock::now());
+                    if is_overdue {
                         return Some(Err(self.link.failed(&no_acknowledgement())));
                     }
                 }
@@ -243,26 +273,66 @@ impl NetSnapshot<TypeConfig> for PeerLink {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client()?;
         let (frames, transfer) = send_snapshot(vote, snapshot)?;
+        let give_up_at = Arc::new(Mutex::new(clock::now() + limits::SNAPSHOT_FRAME_TIMEOUT));
+        let taken = Arc::clone(&give_up_at);
+        let frames = frames.inspect(move |frame| *taken.lock() = clock::now() + patience(frame));
         let call = self.peers.request(self.target, frames);
-        tokio::select! {
+        let mut cancel = pin!(cancel);
+        let answer = tokio::select! {
             biased;
             // Dropping the call closes the stream; the receiver discards what it staged.
-            closed = cancel => Err(StreamingError::Closed(closed)),
-            answer = client.install_snapshot(call) => match answer {
-                Ok(reply) => match reply.into_inner().vote {
-                    Some(vote) => {
-                        transfer.arrived();
-                        Ok(SnapshotResponse::new(codec::vote_from_pb(vote)))
-                    }
-                    None => Err(NetworkError::from_string("empty answer").into()),
-                },
-                Err(status) => Err(match self.failed(&status) {
-                    RPCError::Unreachable(error) => error.into(),
-                    _ => NetworkError::new(&status).into(),
-                }),
+            closed = cancel.as_mut() => return Err(StreamingError::Closed(closed)),
+            answer = client.install_snapshot(call) => Some(answer),
+            () = passed(&give_up_at) => None,
+        };
+        match answer {
+            Some(Ok(reply)) => match reply.into_inner().vote {
+                Some(vote) => {
+                    transfer.arrived();
+                    Ok(SnapshotResponse::new(codec::vote_from_pb(vote)))
+                }
+                None => Err(NetworkError::from_string("empty answer").into()),
             },
+            Some(Err(status)) => Err(self.failed(&status).into()),
+            None => {
+                let member = format!("{:x}", self.target);
+                tracing::warn!(member, "the receiver of a database snapshot makes no progress");
+                // The next attempt holds the log again; in between it can be dropped.
+                drop(transfer);
+                let pause = tokio::time::timeout(limits::SNAPSHOT_STALLED_PAUSE, cancel);
+                match pause.await {
+                    Ok(closed) => Err(StreamingError::Closed(closed)),
+                    Err(_) => Err(self.failed(&no_progress()).into()),
+                }
+            }
         }
     }
+}
+
+/// How long the receiver of `frame` may take until it asks for the next one, or answers the last.
+fn patience(frame: &SnapshotFrame) -> Duration {
+    match &frame.body {
+        Some(Body::Footer(_)) => limits::SNAPSHOT_INSTALL_TIMEOUT,
+        Some(Body::Records(records)) => {
+            limits::SNAPSHOT_FRAME_TIMEOUT + crossing_time(records.pairs.len())
+        }
+        Some(Body::Header(_)) | None => limits::SNAPSHOT_FRAME_TIMEOUT,
+    }
+}
+
+/// Resolves once `deadline` has passed, which may move meanwhile.
+async fn passed(deadline: &Mutex<Instant>) {
+    loop {
+        let until = *deadline.lock();
+        if until <= clock::now() {
+            return;
+        }
+        tokio::time::sleep_until(until.into()).await;
+    }
+}
+
+fn no_progress() -> tonic::Status {
+    tonic::Status::unavailable("the member takes no more of the snapshot")
 }
 
 impl NetTransferLeader<TypeConfig> for PeerLink {
@@ -279,5 +349,74 @@ impl NetTransferLeader<TypeConfig> for PeerLink {
             Ok(reply) => Ok(wire::transfer_reply_from_pb(reply.into_inner(), &request)),
             Err(status) => Err(self.failed(&status)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::quorate::peer::{SnapshotFooter, SnapshotRecords};
+
+    const SLACK: Duration = limits::APPEND_ACK_TIMEOUT;
+    const MOMENT: Duration = Duration::from_millis(1);
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn a_small_append_is_overdue_after_the_timeout() {
+        let now = clock::now();
+        let mut sent = Unacknowledged::default();
+        assert!(!sent.is_overdue(now + SLACK * 100), "nothing is waited for");
+        sent.sent(60, now);
+        assert!(!sent.is_overdue(now + SLACK));
+        assert!(sent.is_overdue(now + SLACK + MOMENT));
+        sent.acknowledged(now + SLACK);
+        assert!(!sent.is_overdue(now + SLACK * 100), "all have arrived");
+    }
+
+    /// A message that a slow link could not bring within the timeout was sent again for ever.
+    #[test]
+    fn a_large_append_may_take_as_long_as_a_slow_link_needs() {
+        let now = clock::now();
+        let mut sent = Unacknowledged::default();
+        sent.sent(2 * MIB, now);
+        assert_eq!(crossing_time(2 * MIB), Duration::from_secs(32));
+        assert!(!sent.is_overdue(now + SLACK + Duration::from_secs(32)));
+        assert!(sent.is_overdue(now + SLACK + Duration::from_secs(32) + MOMENT));
+    }
+
+    #[test]
+    fn appends_that_wait_behind_each_other_are_not_overdue_while_they_arrive() {
+        let mut now = clock::now();
+        let mut sent = Unacknowledged::default();
+        for _ in 0..limits::APPENDS_IN_FLIGHT_MAX {
+            sent.sent(MIB, now);
+        }
+        for _ in 0..limits::APPENDS_IN_FLIGHT_MAX {
+            now += crossing_time(MIB);
+            assert!(!sent.is_overdue(now));
+            sent.acknowledged(now);
+        }
+    }
+
+    #[test]
+    fn the_receiver_has_more_time_after_the_last_frame() {
+        let frame = |body| patience(&SnapshotFrame { body: Some(body) });
+        let pairs = vec![0_u8; 512 * 1024].into();
+        let records = Body::Records(SnapshotRecords { pairs, ..Default::default() });
+        assert_eq!(frame(records), limits::SNAPSHOT_FRAME_TIMEOUT + Duration::from_secs(8));
+        let footer = Body::Footer(SnapshotFooter::default());
+        assert_eq!(frame(footer), limits::SNAPSHOT_INSTALL_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_moves_is_waited_for() {
+        let begun = clock::now();
+        let deadline = Mutex::new(begun + Duration::from_secs(20));
+        let moved = async {
+            tokio::time::sleep(Duration::from_secs(19)).await;
+            *deadline.lock() = begun + Duration::from_secs(50);
+        };
+        tokio::join!(passed(&deadline), moved);
+        assert_eq!(clock::now().duration_since(begun).as_secs(), 50);
     }
 }

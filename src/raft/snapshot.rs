@@ -4,22 +4,24 @@
 //! records as they stand in storage, in checksummed frames. The receiver writes them into a fresh
 //! state directory beside its own, verifies count and checksums, makes it durable, opens it, and
 //! only then flips one pointer. A crash or a broken stream at any moment before that leaves the old
-//! state as it was; what is half received is deleted at the next start.
+//! state as it was; what is half received is deleted at once, or after a crash at the next start.
 
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Stream, stream};
 use openraft::errors::{NetworkError, StreamingError};
 use prost::encoding::{decode_varint, encode_varint};
+use tokio::runtime::Handle;
 use tonic::{Status, Streaming};
 
 use super::log_hold::{LogHold, Transfer};
 use super::node::Node;
 use super::shared::Shared;
 use super::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
-use super::{Stage, Store, codec, state_machine, wire};
+use super::{Stage, StateHome, Store, codec, state_machine, wire};
 use crate::pb::quorate::peer::snapshot_frame::Body;
 use crate::pb::quorate::peer::{SnapshotFooter, SnapshotFrame, SnapshotHeader, SnapshotRecords};
 use crate::state::{SnapshotReader, SnapshotWriter, State};
@@ -44,13 +46,49 @@ pub struct Live {
 }
 
 /// A state that waits to take the place of the old one.
-pub struct Staged {
+pub struct Staged(Aside<Complete>);
+
+/// A whole snapshot, verified and opened.
+struct Complete {
     state: Store,
+    // Behind the storage, which is closed before its directory is removed.
     adopt: Adopt,
 }
 
-/// Makes a staged storage the current one.
+/// Makes a staged storage the current one. Dropped instead, it removes the storage's directory.
 type Adopt = Box<dyn FnOnce() -> Result<(), StorageError> + Send + Sync>;
+
+/// What is dropped where that may block, whoever drops it: a staged storage ends its writer thread
+/// with a flush, and its files are removed.
+struct Aside<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> Aside<T> {
+    fn new(value: T) -> Self {
+        Aside(Some(value))
+    }
+
+    fn into_inner(mut self) -> T {
+        self.0.take().expect("only taken at the end")
+    }
+}
+
+impl<T: Send + 'static> Deref for Aside<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("only taken at the end")
+    }
+}
+
+impl<T: Send + 'static> Drop for Aside<T> {
+    fn drop(&mut self) {
+        let Some(value) = self.0.take() else { return };
+        // Without a runtime there is nobody to hold up.
+        if Handle::try_current().is_ok() {
+            drop(tasks::blocking(move || drop(value)));
+        }
+    }
+}
 
 /// Makes everything applied so far durable; the result tells openraft what it may purge.
 pub(crate) async fn checkpoint(shared: &Arc<Shared>) -> Result<Snapshot, io::Error> {
@@ -98,15 +136,16 @@ pub(crate) async fn install(
     let SnapshotData::Staged(staged) = data else {
         return Err(io::Error::other("only a received snapshot can be installed"));
     };
-    let Staged { state, adopt } = *staged;
+    let Staged(staged) = *staged;
     assert_eq!(
-        state.applied().map(|at| at.index),
+        staged.state.applied().map(|at| at.index),
         meta.last_log_id.as_ref().map(|log_id| log_id.index()),
         "a snapshot holds what its metadata says"
     );
     fail::fail_point!("snapshot_before_flip");
     let shared_for_flip = Arc::clone(shared);
     let flipped = tasks::blocking(move || {
+        let Complete { state, adopt } = staged.into_inner();
         adopt().map_err(io::Error::other)?;
         fail::fail_point!("snapshot_after_flip");
         let (at, revision) = (state.applied(), state.revision());
@@ -240,13 +279,14 @@ pub(crate) async fn receive_snapshot(
     tracing::info!(revision = header.revision, "receiving database snapshot");
     let (vote, meta) = read_header(&header, from)?;
     let mut incoming = {
-        let shared = Arc::clone(shared);
-        blocking(move || Incoming::begin(&shared)).await?
+        let home = Arc::clone(&shared.home);
+        blocking(move || Incoming::begin(&*home).map(Aside::new)).await?
     };
     let footer = loop {
         match next_frame(&mut frames).await?.and_then(|frame| frame.body) {
             Some(Body::Records(records)) => {
-                incoming = blocking(move || incoming.take(records)).await?;
+                let take = move || incoming.into_inner().take(records).map(Aside::new);
+                incoming = blocking(take).await?;
             }
             Some(Body::Footer(footer)) => break footer,
             _ => return Err(Status::aborted("the snapshot ended before its footer")),
@@ -254,7 +294,8 @@ pub(crate) async fn receive_snapshot(
     };
     let options = shared.state_options;
     let told = meta.clone();
-    let staged = blocking(move || incoming.finish(&footer, &told, options)).await?;
+    let finish = move || incoming.into_inner().finish(&footer, &told, options);
+    let staged = blocking(finish).await?;
     let data = SnapshotData::Staged(Box::new(staged));
     let installed = node.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: data });
     let response = installed.await.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
@@ -306,13 +347,14 @@ async fn blocking<T: Send + 'static>(
 /// A snapshot on its way in.
 struct Incoming {
     backend: Arc<Box<dyn Backend>>,
+    // Behind the storage, which is closed before its directory is removed.
     adopt: Adopt,
     footer: SnapshotFooter,
 }
 
 impl Incoming {
-    fn begin(shared: &Shared) -> Result<Incoming, StorageError> {
-        let Stage { backend, adopt } = shared.home.stage()?;
+    fn begin(home: &dyn StateHome) -> Result<Incoming, StorageError> {
+        let Stage { backend, adopt } = home.stage()?;
         fail::fail_point!("snapshot_after_begin");
         Ok(Incoming { backend: Arc::new(backend), adopt, footer: SnapshotFooter::default() })
     }
@@ -360,7 +402,7 @@ impl Incoming {
         if !meta_of(&state).is_ok_and(|meta| meta == *told) {
             return Err(damaged("the header"));
         }
-        Ok(Staged { state, adopt: self.adopt })
+        Ok(Staged(Aside::new(Complete { state, adopt: self.adopt })))
     }
 }
 

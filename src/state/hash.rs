@@ -34,7 +34,7 @@ pub struct HashJob {
     answer: HashAnswer,
     /// The storage key to go on with.
     next: Vec<u8>,
-    _pin: Pin,
+    pin: Pin,
 }
 
 impl HashJob {
@@ -52,8 +52,13 @@ impl HashJob {
         Ok(HashJob {
             answer: HashAnswer { hash: 0, compact_revision, hash_revision },
             next: schema::record_key(Revision::default()).to_vec(),
-            _pin: state.pins().pin(compact_revision),
+            pin: state.pins().pin(compact_revision),
         })
+    }
+
+    /// Whether `state` is the one that the checksum is of, and not one that a snapshot put in its place.
+    pub fn is_of<B: Backend>(&self, state: &State<B>) -> bool {
+        self.pin.is_of(state.pins())
     }
 
     /// Takes in up to `records_max` more records; the answer when there are none left.

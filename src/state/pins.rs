@@ -64,6 +64,13 @@ pub(super) struct Pin {
     main: i64,
 }
 
+impl Pin {
+    /// Whether it is one of `pins`.
+    pub(super) fn is_of(&self, pins: &Pins) -> bool {
+        Arc::ptr_eq(&self.pins.pinned, &pins.pinned)
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut pinned = self.pins.pinned.lock();

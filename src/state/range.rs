@@ -89,9 +89,17 @@ impl<B: Backend> State<B> {
         Ok(plan)
     }
 
+    /// Whether this state began `plan`, and not one that a snapshot has replaced since.
+    pub fn has_planned(&self, plan: &RangePlan) -> bool {
+        plan.pin.as_ref().is_some_and(|pin| pin.is_of(self.pins()))
+    }
+
     /// Goes on with a plan that is not planned yet.
+    ///
+    /// It must be this state's own ([`State::has_planned`]): another one may have dropped what the
+    /// plan has yet to see.
     pub fn plan_more(&self, plan: &mut RangePlan) {
-        assert!(plan.pin.is_some(), "a plan that goes on is pinned");
+        assert!(self.has_planned(plan), "a plan that goes on is pinned");
         plan.step(self.view());
     }
 
@@ -404,5 +412,36 @@ impl Filter {
     fn is_open(&self) -> bool {
         (self.mod_min, self.create_min) == (i64::MIN, i64::MIN)
             && (self.mod_max, self.create_max) == (i64::MAX, i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::pb::etcdserverpb::PutRequest;
+    use crate::pb::quorate::command::{Command, command::Body};
+    use crate::state::{Options, Position};
+    use crate::storage::memory::Memory;
+
+    fn state_of_one() -> State<Memory> {
+        let options = Options { value_cache_bytes: 0 };
+        let mut state = State::open(Arc::new(Memory::new()), options).unwrap();
+        let put = PutRequest { key: "a".into(), value: "1".into(), ..PutRequest::default() };
+        let commands = [Command { body: Some(Body::Put(put)) }];
+        state.apply(Position { index: 1, term: 1, leader: 1 }, 0, &commands).unwrap();
+        state
+    }
+
+    /// A plan that went on in the state of a snapshot missed what that one had compacted.
+    #[test]
+    fn a_plan_knows_the_state_that_began_it() {
+        let (state, replacement) = (state_of_one(), state_of_one());
+        let request = RangeRequest { key: "a".into(), ..RangeRequest::default() };
+        let plan = state.range(&request).unwrap();
+        assert!(!plan.is_hot());
+        assert!(state.has_planned(&plan));
+        assert!(!replacement.has_planned(&plan));
     }
 }

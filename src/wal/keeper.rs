@@ -34,9 +34,17 @@ pub(super) struct Spare {
     pub(super) bytes: u64,
 }
 
+/// What has become of an old segment.
+enum Disposed {
+    Reused(Spare),
+    Removed,
+}
+
 struct State {
     spares: Vec<Spare>,
     unused: VecDeque<Arc<Segment>>,
+    /// Has left `unused` and given up its name, but not durably yet.
+    disposed: Option<Disposed>,
     /// Size that the writer waits for; 0 if it does not wait.
     wanted_bytes: u64,
     /// For the names of spares.
@@ -64,6 +72,7 @@ impl Keeper {
         let mut state = State {
             spares: Vec::new(),
             unused: VecDeque::new(),
+            disposed: None,
             wanted_bytes: 0,
             next_number: 0,
             closing: false,
@@ -221,33 +230,48 @@ impl Keeper {
 
     /// Oldest first and each made durable, so that a crash never leaves a gap in the sequence.
     fn dispose_all(&self) -> io::Result<()> {
-        loop {
-            let mut state = self.state.lock();
-            let Some(segment) = state.unused.front().cloned() else { return Ok(()) };
-            let number = state.next_number;
-            state.next_number += 1;
-            let keep = state.spares.len() < SPARES_MAX && segment.bytes == self.segment_bytes;
-            drop(state);
-            // Two owners: the queue and this function. Any other still reads the old entries.
-            let spare = if keep && Arc::strong_count(&segment) == 2 {
-                let name = format!("{number}{SUFFIX_READY}");
-                fail::fail_point!("spare_before_reuse");
-                self.disk.rename(&segment.name, &name)?;
-                fail::fail_point!("spare_after_reuse");
-                Some(Spare { name, file: Arc::clone(&segment.file), bytes: segment.bytes })
-            } else {
-                fail::fail_point!("segment_before_removal");
-                self.disk.remove(&segment.name)?;
-                fail::fail_point!("segment_after_removal");
-                None
-            };
+        while self.take_name()? {
             self.disk.sync_dir()?;
             fail::fail_point!("segment_after_disposal");
             let mut state = self.state.lock();
-            state.unused.pop_front();
-            state.spares.extend(spare);
+            if let Some(Disposed::Reused(spare)) = state.disposed.take() {
+                state.spares.push(spare);
+            }
             self.changed.ring();
         }
+        Ok(())
+    }
+
+    /// Takes the name from the oldest unused segment; false if there is none. A change that is not
+    /// durable yet, since a flush failed, is not made again: the old name is gone.
+    fn take_name(&self) -> io::Result<bool> {
+        let mut state = self.state.lock();
+        if state.disposed.is_some() {
+            return Ok(true);
+        }
+        let Some(segment) = state.unused.front().cloned() else { return Ok(false) };
+        let number = state.next_number;
+        state.next_number += 1;
+        let keep = state.spares.len() < SPARES_MAX && segment.bytes == self.segment_bytes;
+        drop(state);
+        // Two owners: the queue and this function. Any other still reads the old entries.
+        let disposed = if keep && Arc::strong_count(&segment) == 2 {
+            let name = format!("{number}{SUFFIX_READY}");
+            fail::fail_point!("spare_before_reuse");
+            self.disk.rename(&segment.name, &name)?;
+            fail::fail_point!("spare_after_reuse");
+            let (file, bytes) = (Arc::clone(&segment.file), segment.bytes);
+            Disposed::Reused(Spare { name, file, bytes })
+        } else {
+            fail::fail_point!("segment_before_removal");
+            self.disk.remove(&segment.name)?;
+            fail::fail_point!("segment_after_removal");
+            Disposed::Removed
+        };
+        let mut state = self.state.lock();
+        state.unused.pop_front();
+        state.disposed = Some(disposed);
+        Ok(true)
     }
 
     fn make_spare(&self) -> io::Result<()> {

@@ -77,6 +77,7 @@ struct State {
     operations: u64,
     crash_at: Option<u64>,
     fail_flush_at: Option<u64>,
+    fail_sync_dir_at: Option<u64>,
     bytes_max: Option<u64>,
     crashed: bool,
 }
@@ -144,6 +145,12 @@ impl SimDisk {
     /// The flush that is, or comes first after, the operation with this number fails.
     pub fn fail_flush_at(&self, operation: u64) {
         self.0.lock().fail_flush_at = Some(operation);
+    }
+
+    /// The flush of the names that is, or comes first after, the operation with this number fails.
+    /// The next one makes all their changes durable.
+    pub fn fail_sync_dir_at(&self, operation: u64) {
+        self.0.lock().fail_sync_dir_at = Some(operation);
     }
 
     /// Files cannot grow beyond this sum; `None` takes the limit away.
@@ -235,10 +242,15 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.0.lock();
-        if !state.operation()? {
-            state.durable_names = state.names.clone();
-            state.name_changes.clear();
+        if state.operation()? {
+            return Ok(());
         }
+        if state.fail_sync_dir_at.is_some_and(|at| state.operations >= at) {
+            state.fail_sync_dir_at = None;
+            return Err(io::Error::other("simulated flush error"));
+        }
+        state.durable_names = state.names.clone();
+        state.name_changes.clear();
         Ok(())
     }
 

@@ -423,6 +423,30 @@ fn full_disk_warns_waits_and_goes_on() {
     assert_eq!(open(&disk).unwrap().1.next, 2);
 }
 
+/// An old segment had become a spare, or was removed, when the flush of its directory failed once.
+/// Each retry then looked for its old name, and no segment could be made any more.
+#[test]
+fn failed_flush_of_the_directory_is_made_up_for() {
+    // The second is larger than a segment: it gets a file that is removed, not reused.
+    for (bytes, fails_after) in [(3000, 1), (12_000, 5)] {
+        let disk = SimDisk::new();
+        let (wal, ..) = open(&disk).unwrap();
+        commit(&wal, vec![entry(0, bytes)]).unwrap();
+        commit(&wal, vec![entry(1, 3000)]).unwrap();
+        let before = disk.operations();
+        disk.fail_sync_dir_at(before + fails_after);
+        commit(&wal, vec![Op::purge(0, Bytes::new())]).unwrap();
+        // A write, its flush, and for each old segment a change of its name and the flush of that.
+        assert!(disk.operations() > before + fails_after, "the flush of the directory has failed");
+        commit(&wal, vec![entry(2, 3000)]).unwrap();
+        commit(&wal, vec![entry(3, 3000)]).unwrap();
+        assert!(!wal.space_low());
+        assert_eq!(disk.files().len(), 3, "an entry in each: {:?}", disk.files().keys());
+        drop(wal);
+        assert_eq!(open(&disk).unwrap().1.next, 4);
+    }
+}
+
 /// Closing does not wait for space that never comes; whoever waited is told.
 #[test]
 fn full_disk_does_not_block_closing() {

@@ -3,9 +3,11 @@
 use prost::Message;
 
 use super::*;
+use crate::data_dir::DataDir;
 use crate::pb::etcdserverpb::{CompactionRequest, LeaseGrantRequest, PutRequest};
 use crate::pb::quorate::command::command::Body as Order;
 use crate::pb::quorate::command::{Command, LeaseRenew, PublishMember};
+use crate::raft::SledHome;
 use crate::state::{Options, Position};
 use crate::storage::memory::Memory;
 
@@ -70,7 +72,10 @@ fn receive(mut bytes: Bytes, told: &SnapshotMeta) -> Result<Store, StorageError>
     loop {
         match SnapshotFrame::decode_length_delimited(&mut bytes).unwrap().body.unwrap() {
             Body::Records(records) => incoming = incoming.take(records)?,
-            Body::Footer(footer) => return Ok(incoming.finish(&footer, told, OPTIONS)?.state),
+            Body::Footer(footer) => {
+                let Staged(staged) = incoming.finish(&footer, told, OPTIONS)?;
+                return Ok(staged.into_inner().state);
+            }
             Body::Header(_) => unreachable!("the header is made elsewhere"),
         }
     }
@@ -102,4 +107,65 @@ fn a_snapshot_of_another_position_than_announced_is_refused() {
     let mut meta = meta_of(&state).unwrap();
     meta.last_log_id.as_mut().unwrap().index += 1;
     assert!(receive(sent(&state).into(), &meta).is_err());
+}
+
+/// A reception that failed left its directory, up to the size of the whole state, until the next
+/// snapshot was installed. The leader tries again at once, so the disk became full.
+#[test]
+fn receptions_that_fail_leave_nothing_behind() {
+    let state = store();
+    let meta = meta_of(&state).unwrap();
+    let mut bytes = Bytes::from(sent(&state));
+    let mut frames = Vec::new();
+    let footer = loop {
+        match SnapshotFrame::decode_length_delimited(&mut bytes).unwrap().body.unwrap() {
+            Body::Records(records) => frames.push(records),
+            Body::Footer(footer) => break footer,
+            Body::Header(_) => unreachable!("the header is made elsewhere"),
+        }
+    };
+    let dir = tempfile::TempDir::new().unwrap();
+    let home = SledHome::new(DataDir::open(dir.path(), None).unwrap(), 1 << 20);
+    let names = || {
+        let entries = std::fs::read_dir(dir.path().join("member/state")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let receive = || {
+        let begun = Incoming::begin(&home).unwrap();
+        frames.iter().fold(begun, |incoming, records| incoming.take(records.clone()).unwrap())
+    };
+    let nothing = ["CURRENT", "state-1"];
+
+    for _ in 0..3 {
+        // The stream breaks, as seen on a thread that must not wait.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let incoming = Aside::new(receive());
+        assert_eq!(names(), ["CURRENT", "state-1", "state-2"]);
+        runtime.block_on(async { drop(incoming) });
+        drop(runtime);
+        assert_eq!(names(), nothing);
+    }
+    let mut damaged = frames[0].clone();
+    damaged.checksum ^= 1;
+    assert!(Incoming::begin(&home).unwrap().take(damaged).is_err());
+    assert_eq!(names(), nothing);
+    assert!(receive().finish(&SnapshotFooter::default(), &meta, OPTIONS).is_err());
+    assert_eq!(names(), nothing);
+    assert!(receive().finish(&footer, &SnapshotMeta::default(), OPTIONS).is_err());
+    assert_eq!(names(), nothing);
+
+    // It stays as long as raft may adopt it.
+    let staged = receive().finish(&footer, &meta, OPTIONS).unwrap();
+    home.remove_replaced().unwrap();
+    assert_eq!(names(), ["CURRENT", "state-1", "state-2"]);
+    drop(staged);
+    assert_eq!(names(), nothing);
+    let Staged(staged) = receive().finish(&footer, &meta, OPTIONS).unwrap();
+    let Complete { state, adopt } = staged.into_inner();
+    adopt().unwrap();
+    drop(state);
+    home.remove_replaced().unwrap();
+    assert_eq!(names(), ["CURRENT", "state-2"]);
 }

@@ -104,8 +104,12 @@ impl Queue {
         &self.overlay
     }
 
-    /// Bytes pushed and not settled.
+    /// Bytes pushed and not settled; 0 once the writer has failed. Nothing is settled then, and who
+    /// waited for room must go on to a commit, which fails.
     pub(super) fn backlog_bytes(&self) -> usize {
+        if self.failed.load(Ordering::Acquire) {
+            return 0;
+        }
         self.backlog_bytes.load(Ordering::Relaxed)
     }
 
@@ -256,4 +260,23 @@ fn batch_bytes(batch: &Batch) -> usize {
         key.len() + value.as_ref().map_or(0, |value| value.len()) + WRITE_OVERHEAD_BYTES
     };
     batch.writes.iter().map(write_bytes).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The apply loop waited for room for ever behind a writer that had failed with a long queue: a
+    /// leader led on and answered no write.
+    #[test]
+    fn nobody_waits_for_room_behind_a_writer_that_failed() {
+        let queue = Queue::new(0);
+        let mut batch = Batch::default();
+        batch.put("key", vec![0; 20_000]);
+        queue.push(batch).unwrap();
+        assert!(queue.backlog_bytes() > 10_000);
+        queue.fail(&StorageError::new("flush the state", io::Error::other("no space left")));
+        assert_eq!(queue.backlog_bytes(), 0);
+        queue.push(Batch::default()).unwrap_err();
+    }
 }
