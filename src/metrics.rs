@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
 
 /// Methods counted one by one; the rest share the last counter.
-const METHODS: [(&str, &str); 24] = [
+const METHODS: [(&str, &str); 26] = [
     ("etcdserverpb.KV", "Range"),
     ("etcdserverpb.KV", "Put"),
     ("etcdserverpb.KV", "Txn"),
@@ -22,6 +23,8 @@ const METHODS: [(&str, &str); 24] = [
     ("etcdserverpb.Maintenance", "Alarm"),
     ("etcdserverpb.Cluster", "MemberList"),
     ("grpc.health.v1.Health", "Check"),
+    ("grpc.health.v1.Health", "Watch"),
+    ("etcdserverpb.KV", "RangeStream"),
     ("etcdserverpb.Lease", "LeaseGrant"),
     ("etcdserverpb.Lease", "LeaseRevoke"),
     ("etcdserverpb.Lease", "LeaseKeepAlive"),
@@ -67,6 +70,8 @@ pub struct Metrics {
     handled: [[AtomicU64; CODES]; METHODS.len()],
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    /// `etcd_server_health_success` and `etcd_server_health_failures`.
+    pub health_checks: [AtomicU64; 2],
     /// `etcd_server_leader_changes_seen_total`.
     pub leader_changes: AtomicU64,
     /// `etcd_disk_wal_write_bytes_total`.
@@ -104,6 +109,14 @@ pub struct Gauges {
     pub compact_revision: u64,
     /// This member's id.
     pub member_id: u64,
+    /// Ranges read.
+    pub ranges: u64,
+    /// Keys put.
+    pub puts: u64,
+    /// Ranges deleted.
+    pub deletes: u64,
+    /// Transactions of more than one operation.
+    pub txns: u64,
     /// Leases granted.
     pub leases_granted: u64,
     /// Leases revoked or expired.
@@ -134,6 +147,8 @@ impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
         let registry = Registry::new();
+        let process = ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect("each name is registered once");
         let wal_fsync = histogram(
             &registry,
             "etcd_disk_wal_fsync_duration_seconds",
@@ -149,6 +164,7 @@ impl Metrics {
             handled: Default::default(),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
+            health_checks: Default::default(),
             leader_changes: AtomicU64::new(0),
             wal_bytes: AtomicU64::new(0),
             wal_fsync,
@@ -201,6 +217,8 @@ impl Metrics {
         let counters = [
             ("etcd_network_client_grpc_received_bytes_total", &self.received_bytes),
             ("etcd_network_client_grpc_sent_bytes_total", &self.sent_bytes),
+            ("etcd_server_health_success", &self.health_checks[0]),
+            ("etcd_server_health_failures", &self.health_checks[1]),
             ("etcd_server_leader_changes_seen_total", &self.leader_changes),
             ("etcd_disk_wal_write_bytes_total", &self.wal_bytes),
         ];
@@ -217,8 +235,9 @@ impl Metrics {
                 let count = count.load(Relaxed);
                 if count > 0 {
                     let kind = match *method {
+                        "Watch" if *service == "grpc.health.v1.Health" => "server_stream",
                         "Watch" | "LeaseKeepAlive" => "bidi_stream",
-                        "Observe" => "server_stream",
+                        "Observe" | "RangeStream" => "server_stream",
                         _ => "unary",
                     };
                     let code = CODES_BY_NUMBER[code];
@@ -232,17 +251,6 @@ impl Metrics {
                     );
                 }
             }
-        }
-        let total = |method: usize| -> u64 {
-            self.handled[method].iter().map(|count| count.load(Relaxed)).sum()
-        };
-        for (name, method) in [
-            ("etcd_mvcc_range_total", 0),
-            ("etcd_mvcc_put_total", 1),
-            ("etcd_mvcc_txn_total", 2),
-            ("etcd_mvcc_delete_total", 3),
-        ] {
-            single(text, name, "counter", total(method));
         }
     }
 }
@@ -269,13 +277,17 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
     for (name, value) in plain {
         single(text, name, "gauge", value);
     }
-    let leases = [
+    let counters = [
+        ("etcd_mvcc_range_total", gauges.ranges),
+        ("etcd_mvcc_put_total", gauges.puts),
+        ("etcd_mvcc_delete_total", gauges.deletes),
+        ("etcd_mvcc_txn_total", gauges.txns),
         ("etcd_debugging_lease_granted_total", gauges.leases_granted),
         ("etcd_debugging_lease_revoked_total", gauges.leases_revoked),
         ("etcd_debugging_lease_renewed_total", gauges.leases_renewed),
         ("etcd_debugging_server_lease_expired_total", gauges.leases_expired),
     ];
-    for (name, value) in leases {
+    for (name, value) in counters {
         single(text, name, "counter", value);
     }
     single(text, "etcd_debugging_mvcc_events_total", "counter", gauges.watch_events);

@@ -151,6 +151,7 @@ impl Api {
             Method::Leader => Box::pin(self.leader(message)).await,
             Method::Resign => Box::pin(self.resign(message)).await,
             Method::Observe => return self.observe(call, message).map(Answer::Stream),
+            Method::HealthWatch => return self.health_watch(message).map(Answer::Stream),
         };
         answered.map(Answer::Unary)
     }
@@ -180,6 +181,7 @@ enum Method {
     Alarm,
     MemberList,
     HealthCheck,
+    HealthWatch,
     LeaseGrant,
     LeaseRevoke,
     LeaseKeepAlive,
@@ -197,14 +199,14 @@ enum Method {
 impl Method {
     /// Whether more than one message may come back.
     fn is_stream(self) -> bool {
-        matches!(self, Method::RangeStream | Method::Observe)
+        matches!(self, Method::RangeStream | Method::Observe | Method::HealthWatch)
     }
 
     /// The method at `path`.
     fn find(path: &str) -> Option<Method> {
         Some(match path {
             "/etcdserverpb.KV/Range" => Method::Range,
-            "/etcdserverpb.KV/RangeStream" => Method::RangeStream,
+            kv::RANGE_STREAM => Method::RangeStream,
             "/etcdserverpb.KV/Put" => Method::Put,
             "/etcdserverpb.KV/DeleteRange" => Method::DeleteRange,
             "/etcdserverpb.KV/Txn" => Method::Txn,
@@ -214,6 +216,7 @@ impl Method {
             "/etcdserverpb.Maintenance/Alarm" => Method::Alarm,
             "/etcdserverpb.Cluster/MemberList" => Method::MemberList,
             "/grpc.health.v1.Health/Check" => Method::HealthCheck,
+            "/grpc.health.v1.Health/Watch" => Method::HealthWatch,
             "/etcdserverpb.Lease/LeaseGrant" => Method::LeaseGrant,
             "/etcdserverpb.Lease/LeaseRevoke" => Method::LeaseRevoke,
             lease::KEEP_ALIVE => Method::LeaseKeepAlive,

@@ -1,8 +1,9 @@
 //! Maintenance, Cluster and health, as far as they are built: Status, HashKV, Alarm,
-//! MemberList, Check.
+//! MemberList, Check and Watch of health.
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::mpsc;
 
 use super::status::{Code, Status};
 use super::{Api, grpc};
@@ -21,6 +22,9 @@ use crate::tasks;
 
 /// `ServingStatus.SERVING` of grpc.health.v1.
 const HEALTH_SERVING: i32 = 1;
+
+/// `ServingStatus.SERVICE_UNKNOWN` of grpc.health.v1.
+const HEALTH_SERVICE_UNKNOWN: i32 = 3;
 
 /// Asks for the health of one service.
 #[derive(Clone, PartialEq, Message)]
@@ -76,18 +80,19 @@ impl Api {
         let hashed = tasks::blocking(move || {
             let mut job = job;
             loop {
-                let step = job.step(&member.state(), limits::HASH_STEP_RECORDS);
-                match step {
-                    Ok(None) => {}
-                    Ok(Some(answer)) => return Ok(answer),
-                    Err(error) => return Err(error),
+                let state = member.state();
+                if !job.is_of(&state) {
+                    job = HashJob::new(&state, request.revision)?;
+                }
+                let step = job.step(&state, limits::HASH_STEP_RECORDS).map_err(Error::from);
+                drop(state);
+                if let Some(answer) = step? {
+                    return Ok::<_, Status>(answer);
                 }
             }
         });
-        let answer: HashAnswer = hashed
-            .await
-            .map_err(|panic| Status::new(Code::Internal, panic.to_string()))?
-            .map_err(Error::from)?;
+        let answer: HashAnswer =
+            hashed.await.map_err(|panic| Status::new(Code::Internal, panic.to_string()))??;
         let revision = self.member.state().revision();
         Ok(grpc::encode(&HashKvResponse {
             header: Some(self.member.header(revision)),
@@ -109,7 +114,8 @@ impl Api {
             let announced = state.members().get(&id);
             members.push(MemberMessage {
                 id,
-                name: announced.map_or(String::new(), |announced| announced.name.clone()),
+                // As in etcd: who was there from the start has a name before it first starts.
+                name: announced.map_or(node.name, |announced| announced.name.clone()),
                 peer_ur_ls: node.peer_urls,
                 client_ur_ls: announced.map_or(Vec::new(), |it| it.client_urls.clone()),
                 is_learner: !votes,
@@ -140,5 +146,24 @@ impl Api {
             return Err(Status::new(Code::NotFound, "unknown service"));
         }
         Ok(grpc::encode(&HealthCheckResponse { status: HEALTH_SERVING }))
+    }
+
+    /// grpc.health.v1, as a stream: the health of a service now, and nothing more, for it stays as it
+    /// is until the member stops.
+    pub(super) fn health_watch(
+        &self,
+        message: Bytes,
+    ) -> Result<mpsc::Receiver<Result<Bytes, Status>>, Status> {
+        let request: HealthCheckRequest = grpc::decode(message)?;
+        let is_known = request.service.is_empty();
+        let status = if is_known { HEALTH_SERVING } else { HEALTH_SERVICE_UNKNOWN };
+        let (parts, receiver) = mpsc::channel(1);
+        let first = grpc::encode(&HealthCheckResponse { status });
+        tasks::spawn("health-watch", async move {
+            // A client that went away needs no answer.
+            drop(parts.send(Ok(first)).await);
+            parts.closed().await;
+        });
+        Ok(receiver)
     }
 }

@@ -26,6 +26,7 @@ use crate::watch::{Feed, Hub};
 use crate::{limits, mutants, tasks};
 
 mod compact;
+mod counts;
 mod error;
 mod lease;
 pub(crate) mod lessor;
@@ -34,6 +35,7 @@ mod read;
 pub(crate) mod shard;
 mod watch;
 
+pub use counts::OperationCounts;
 pub use error::Error;
 pub use lessor::{KeepAlive, LeaseCounts};
 pub use shard::{Reply, Shard};
@@ -75,6 +77,7 @@ pub struct MemberOptions {
 /// What a member is built from before raft starts: raft reports to it.
 pub struct Seed {
     options: MemberOptions,
+    counts: Arc<OperationCounts>,
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
@@ -108,6 +111,7 @@ impl Seed {
         let (compactor, compactor_woken) = Compactor::new();
         Seed {
             options,
+            counts: Arc::default(),
             proposer,
             compactor,
             lessor,
@@ -122,6 +126,7 @@ impl Seed {
     /// Whom raft tells what it applied.
     pub fn observer(&self) -> Arc<dyn Observer> {
         Arc::new(MemberObserver {
+            counts: Arc::clone(&self.counts),
             proposer: Arc::clone(&self.proposer),
             compactor: Arc::clone(&self.compactor),
             lessor: Arc::clone(&self.lessor),
@@ -156,6 +161,7 @@ impl Seed {
             feed: self.feed,
             history,
             node,
+            counts: self.counts,
             proposer: self.proposer,
             compactor: self.compactor,
             lessor: self.lessor,
@@ -185,6 +191,7 @@ impl ShardSeat {
 }
 
 struct MemberObserver {
+    counts: Arc<OperationCounts>,
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
@@ -198,6 +205,7 @@ impl Observer for MemberObserver {
         if outcomes.iter().any(|applied| matches!(applied.outcome, Ok(Response::Compact))) {
             self.compactor.wake();
         }
+        self.counts.applied(outcomes.iter().filter_map(|applied| applied.outcome.as_ref().ok()));
         if outcomes.iter().any(lessor::concerns_leases) {
             self.lessor.observe(group, &outcomes);
         }
@@ -226,6 +234,7 @@ pub struct Member {
     feed: Arc<Feed>,
     history: Arc<StateHistory>,
     node: Arc<Node>,
+    counts: Arc<OperationCounts>,
     proposer: Arc<Proposer>,
     compactor: Arc<Compactor>,
     lessor: Arc<Lessor>,
@@ -241,6 +250,11 @@ impl Member {
     /// This member's raft, for what Status and health report.
     pub fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    /// How many operations it carried out.
+    pub fn counts(&self) -> &OperationCounts {
+        &self.counts
     }
 
     /// The header of an answer at `revision`.

@@ -68,7 +68,8 @@ fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(config.max_concurrent_streams)
         .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(limits::HEADER_LIST_BYTES_MAX);
+        .max_header_list_size(limits::HEADER_LIST_BYTES_MAX)
+        .max_pending_accept_reset_streams(limits::CLIENT_RESETS_MAX);
     if !config.grpc_keepalive_interval.is_zero() && !config.grpc_keepalive_timeout.is_zero() {
         http2
             .keep_alive_interval(config.grpc_keepalive_interval)

@@ -1,4 +1,4 @@
-//! Plain HTTP on the client port: `/health`, `/version`, `/metrics`.
+//! Plain HTTP on the client port: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,15 +8,19 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde::Serialize;
 
+use super::probes;
 use crate::api::grpc::Body;
 use crate::member::{Error, Member, Shard};
 use crate::metrics::{Gauges, Metrics};
 use crate::release;
 use crate::storage::Backend;
 
+/// The content type of plain text.
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+
 /// Whether there is a page at `path`.
 pub(super) fn serves(path: &str) -> bool {
-    matches!(path, "/health" | "/version" | "/metrics")
+    matches!(path, "/health" | "/version" | "/metrics") || probes::checks_at(path).is_some()
 }
 
 /// Answers one request that is not gRPC.
@@ -27,13 +31,17 @@ pub(super) async fn answer(
     request: &Request<Incoming>,
 ) -> Response<Body> {
     match request.uri().path() {
-        "/health" => health(member, shard, request).await,
+        "/health" => health(member, metrics, shard, request).await,
         "/version" => with(StatusCode::OK, "application/json", version()),
         "/metrics" => {
             let text = metrics.render(&gauges(member, metrics));
             with(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
         }
-        _ => with(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n"),
+        path => match probes::checks_at(path) {
+            Some(_) if request.method() != Method::GET => not_allowed(),
+            Some(checks) => probes::answer(member, shard, request, checks).await,
+            None => with(StatusCode::NOT_FOUND, TEXT, "404 page not found\n"),
+        },
     }
 }
 
@@ -46,17 +54,12 @@ struct Health<'a> {
 /// As in etcd: healthy is who has a leader and can read; `?serializable=true` asks only for a read.
 async fn health(
     member: &Member,
+    metrics: &Metrics,
     shard: &Arc<Shard>,
     request: &Request<Incoming>,
 ) -> Response<Body> {
     if request.method() != Method::GET {
-        let mut response = with(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "text/plain; charset=utf-8",
-            "Method Not Allowed\n",
-        );
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
-        return response;
+        return not_allowed();
     }
     let query = request.uri().query().unwrap_or_default();
     let serializable = query.split('&').any(|pair| pair == "serializable=true");
@@ -68,6 +71,7 @@ async fn health(
         let read = member.read_barrier(shard).await;
         read.err().map(|error: Error| format!("RANGE ERROR:{error}"))
     };
+    metrics.health_checks[usize::from(failed.is_some())].fetch_add(1, Relaxed);
     let (code, health, reason) = match &failed {
         None => (StatusCode::OK, "true", ""),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, "false", reason.as_str()),
@@ -97,6 +101,7 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
     let leadership = node.leadership();
     let state = member.state();
     let db_bytes = state.backend().size_bytes();
+    let counts = member.counts();
     let leases = member.lease_counts();
     let watches = member.watch_totals();
     metrics.leader_changes.store(node.leader_changes(), Relaxed);
@@ -114,6 +119,10 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
         revision: state.revision().cast_unsigned(),
         compact_revision: state.compact_revision().max(0).cast_unsigned(),
         member_id: member.options().member_id.0,
+        ranges: counts.ranges.load(Relaxed),
+        puts: counts.puts.load(Relaxed),
+        deletes: counts.deletes.load(Relaxed),
+        txns: counts.txns.load(Relaxed),
         leases_granted: leases.granted.load(Relaxed),
         leases_revoked: leases.revoked.load(Relaxed),
         leases_renewed: leases.renewed.load(Relaxed),
@@ -126,7 +135,17 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
     }
 }
 
-fn with(code: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+fn not_allowed() -> Response<Body> {
+    let mut response = with(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}
+
+pub(super) fn with(
+    code: StatusCode,
+    content_type: &'static str,
+    text: impl Into<Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(Body::Full(Some(text.into())));
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

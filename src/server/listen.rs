@@ -1,11 +1,16 @@
 //! Ports: bound once, then connections are dealt out to the serving threads in turn.
 
-use std::net::{TcpListener as StdListener, ToSocketAddrs};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use rustix::net::sockopt;
+use rustix::process::{Resource, getrlimit};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::ServerError;
@@ -34,23 +39,53 @@ fn bind_all(urls: &[Url]) -> Result<Vec<StdListener>, ServerError> {
     let mut listeners = Vec::new();
     for url in urls {
         let failed = |source| ServerError::Listen { url: url.as_str().to_owned(), source };
-        let addresses = url.host_port().to_socket_addrs().map_err(failed)?;
-        // `localhost` may stand for several addresses; like Go, the first that works is taken.
-        let listener = StdListener::bind(&addresses.collect::<Vec<_>>()[..]).map_err(failed)?;
+        let addresses = addresses(url).map_err(failed)?;
+        let listener = StdListener::bind(&addresses[..]).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         listeners.push(listener);
     }
     Ok(listeners)
 }
 
+/// What to listen on for `url`, of which the first that works is taken, as Go chooses: of all
+/// addresses of a name one of IPv4 if there is any, and for all of IPv4 all of IPv6, too.
+fn addresses(url: &Url) -> io::Result<Vec<SocketAddr>> {
+    let mut addresses: Vec<SocketAddr> = url.host_port().to_socket_addrs()?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    if let Some(first) = addresses.first().filter(|at| at.ip() == Ipv4Addr::UNSPECIFIED) {
+        let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, first.port()));
+        addresses.insert(0, both);
+    }
+    Ok(addresses)
+}
+
+/// Sets up a connection of a client or a member.
+fn set_up(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, limits::TCP_KEEPALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, limits::TCP_KEEPALIVE)?;
+    Ok(())
+}
+
 /// Deals connections out to the serving threads in turn.
+///
+/// Clients may not have the last file descriptors: the storage and the log need some to go on, and
+/// would end the member without.
 pub(super) struct Dealer {
     threads: Vec<mpsc::UnboundedSender<std::net::TcpStream>>,
+    /// Connections with this file descriptor or a higher one are closed. The lowest that is free is
+    /// always taken, so that this bounds how many are open.
+    descriptor_max: u64,
+    is_full: AtomicBool,
 }
 
 impl Dealer {
     pub(super) fn new() -> Self {
-        Dealer { threads: Vec::new() }
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let reserve = limits::DESCRIPTORS_RESERVED.min(limit / 4);
+        let descriptor_max = limit - reserve;
+        Dealer { threads: Vec::new(), descriptor_max, is_full: AtomicBool::new(false) }
     }
 
     /// Adds a thread; it receives its connections here.
@@ -86,9 +121,20 @@ impl Dealer {
         }
     }
 
-    fn deal(&self, turn: usize, stream: tokio::net::TcpStream) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
+    fn deal(&self, turn: usize, stream: TcpStream) {
+        let is_full = stream.as_raw_fd() as u64 >= self.descriptor_max;
+        if is_full != self.is_full.swap(is_full, Relaxed) && is_full {
+            let limit = self.descriptor_max;
+            tracing::warn!(
+                limit,
+                "clients have all file descriptors that they may; raise ulimit -n"
+            );
+        }
+        if is_full {
+            return;
+        }
+        if let Err(error) = set_up(&stream) {
+            tracing::debug!(%error, "cannot set up a connection");
         }
         if let Ok(stream) = stream.into_std() {
             // A serving thread ends only with the process.
@@ -117,7 +163,7 @@ async fn accept_peers(listener: StdListener, service: PeerServer<PeerService>) {
             tokio::time::sleep(limits::ACCEPT_RETRY).await;
             continue;
         };
-        if stream.set_nodelay(true).is_err() {
+        if set_up(&stream).is_err() {
             continue;
         }
         let service = TowerToHyperService::new(service.clone());
@@ -133,5 +179,21 @@ async fn accept_peers(listener: StdListener, service: PeerServer<PeerService>) {
                 tracing::debug!(%error, "a member's connection ended");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name that stands for `::1` first was listened on there only, and etcdctl's default address
+    /// was refused.
+    #[test]
+    fn addresses_are_chosen_as_go_does() {
+        let of = |url: &str| addresses(&Url::parse(url).unwrap()).unwrap();
+        let texts = |url| of(url).iter().map(SocketAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(texts("http://0.0.0.0:2379"), ["[::]:2379", "0.0.0.0:2379"]);
+        assert_eq!(texts("http://[::1]:2379"), ["[::1]:2379"]);
+        assert_eq!(texts("http://localhost:2379")[0], "127.0.0.1:2379");
     }
 }

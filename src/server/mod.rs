@@ -30,6 +30,7 @@ mod connection;
 mod http;
 mod listen;
 mod open;
+mod probes;
 
 pub use open::OpenError;
 

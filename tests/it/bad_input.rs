@@ -7,6 +7,7 @@
 //! | `QUORATE_IDLE_CONNECTIONS` | how many connections say nothing; 2000 |
 //! | `QUORATE_TEST_SERVER` | the binary to test instead of our own |
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 
 use crate::support::client::{channel, kv, put};
 use crate::support::number;
-use crate::support::server::{Server, program_under_test};
+use crate::support::server::{Launch, Server, program_under_test};
 
 /// How long a member may take to answer an honest client meanwhile.
 const SERVED_WITHIN: Duration = Duration::from_secs(10);
@@ -61,11 +62,11 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&head[..], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The preface, empty settings, and the head of a gRPC call on stream 1.
-fn open_call() -> Vec<u8> {
-    const SETTINGS: u8 = 4;
-    const HEADERS: u8 = 1;
-    const END_HEADERS: u8 = 4;
+const HEADERS: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// The head of a gRPC call.
+fn call_head() -> Vec<u8> {
     // HPACK without compression: POST and http by their index, the rest as plain text.
     let mut head = vec![0x83, 0x86];
     let path = b"/etcdserverpb.KV/Put";
@@ -78,8 +79,18 @@ fn open_call() -> Vec<u8> {
             head.extend(text.as_bytes());
         }
     }
-    let settings = frame(SETTINGS, 0, 0, &[]);
-    [PREFACE, &settings, &frame(HEADERS, END_HEADERS, 1, &head)].concat()
+    head
+}
+
+/// The preface and empty settings.
+fn greeting() -> Vec<u8> {
+    const SETTINGS: u8 = 4;
+    [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
+}
+
+/// The greeting, and the head of a gRPC call on stream 1.
+fn open_call() -> Vec<u8> {
+    [greeting(), frame(HEADERS, END_HEADERS, 1, &call_head())].concat()
 }
 
 /// Sends `bytes` and waits until the member closes the connection.
@@ -230,4 +241,67 @@ async fn a_burst_of_tiny_messages_does_not_end_the_connection() {
         count += 1;
     }
     assert_eq!(count, MESSAGES);
+}
+
+/// Calls that a client takes back before the member looks at them, as when all their deadlines pass
+/// while the member stands still, must not end the connection: there are watches on it.
+#[tokio::test]
+async fn calls_that_are_taken_back_do_not_end_the_connection() {
+    const RST_STREAM: u8 = 3;
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    const ACK: u8 = 1;
+    const CANCEL: u32 = 8;
+    let server = Server::start_alone(&program_under_test());
+    let head = call_head();
+    let taken_back = (0..1000).flat_map(|call| {
+        let stream = 2 * call + 1;
+        let reset = frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
+        [frame(HEADERS, END_HEADERS, stream, &head), reset].concat()
+    });
+    let mut bytes = greeting();
+    bytes.extend(taken_back);
+    bytes.extend(frame(PING, 0, 0, b"quorate!"));
+    let mut stream = connect(&server).await;
+    stream.write_all(&bytes).await.expect("the member takes it all");
+    loop {
+        let mut start = [0; 9];
+        let read = tokio::time::timeout(SERVED_WITHIN, stream.read_exact(&mut start)).await;
+        read.expect("the member answers").expect("the connection stays");
+        let length = u32::from_be_bytes([0, start[0], start[1], start[2]]) as usize;
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await.expect("the rest of a frame");
+        assert_ne!(start[3], GOAWAY, "{}", payload.escape_ascii());
+        if start[3] == PING && start[4] == ACK {
+            return;
+        }
+    }
+}
+
+/// The storage and the log need file descriptors, too: a member without any ended itself.
+#[tokio::test]
+async fn connections_leave_file_descriptors_to_the_member() {
+    const DESCRIPTORS: u64 = 200;
+    let program = program_under_test();
+    let scratch = tempfile::tempdir().unwrap();
+    let limited = format!("ulimit -n {DESCRIPTORS} && exec \"$0\" \"$@\"");
+    let mut server = Server::launch(Launch {
+        within: ["sh", "-c", &limited].map(OsString::from).to_vec(),
+        ..Launch::alone(&program, scratch.path(), &[])
+    });
+    server.wait_until_ready();
+    let mut kv = kv(channel(server.endpoint(), SERVED_WITHIN));
+    kv.put(put("before", "")).await.expect("served");
+    let mut streams = Vec::new();
+    for _ in 0..2 * DESCRIPTORS {
+        let mut stream = connect(&server).await;
+        // One that says nothing would be dropped by itself.
+        stream.write_all(&greeting()).await.ok();
+        streams.push(stream);
+    }
+    let until = clock::now() + Duration::from_secs(4);
+    while clock::now() < until {
+        kv.put(put("meanwhile", "x".repeat(100_000))).await.expect("served");
+    }
+    assert!(server.ended().is_none(), "{}", server.last_words());
 }

@@ -19,6 +19,7 @@ mod model;
 #[cfg(feature = "failpoints")]
 mod mutants;
 mod ordeal;
+mod pages;
 mod power_loss;
 mod scripts;
 mod sim;

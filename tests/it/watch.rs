@@ -234,6 +234,11 @@ async fn hasleader_ends_a_stream_when_the_majority_is_gone() {
         http_get(&endpoint, "/health").await,
         r#"{"health":"false","reason":"RAFT NO LEADER"}"#
     );
+    assert_eq!(http_get(&endpoint, "/livez?verbose").await, "[+]serializable_read ok\nok\n");
+    let ready = http_get(&endpoint, "/readyz?exclude=data_corruption").await;
+    let failed =
+        "[+]serializable_read ok\n[-]linearizable_read failed: etcdserver: request timed out\n";
+    assert_eq!(ready, format!("{failed}[+]non_learner ok\n\n"));
     cluster.members[leader].restart();
     cluster.members[leader].until_ready().await;
     write(&endpoint, "a", "").await;
