@@ -17,12 +17,9 @@ use quorate::pb::quorate::peer::{ConfirmRequest, Vote};
 use tokio::time::{sleep, timeout};
 use tonic::Request;
 
-use super::host::{CLUSTER_ID, Death, Host, World, member_id};
-use super::invariants::Checks;
-use super::log::EventLog;
-use super::net::Net;
+use super::host::{CLUSTER_ID, Host, World, member_id};
 use super::plan::Plan;
-use super::run::{agree, door};
+use super::run::{agree, door, in_world};
 use crate::support::history::{Op, Outcome, Reply};
 use crate::support::workload::{Door, WatchStream};
 
@@ -37,28 +34,10 @@ struct Scene {
 
 /// Tells `story` as of `seed`; what it violates.
 fn tell(seed: u64, story: impl AsyncFnOnce(&Scene)) -> Vec<String> {
-    let plan = Plan::calm(seed);
-    fastrand::seed(plan.seed);
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
-        let log = EventLog::new();
-        let _listening = log.listen();
-        let net = Net::new(plan.seed);
-        net.set_default(plan.link);
-        let checks = Checks::new(log.clone());
-        let world = Arc::new(World { plan, log, net, checks });
-        let hosts: Rc<[Arc<Host>]> =
-            (0..world.plan.members).map(|number| Host::new(number, &world)).collect();
-        for host in &*hosts {
-            host.start().await;
-        }
-        let scene = Scene { world, hosts };
+    in_world(Plan::calm(seed), async |world, hosts| {
+        let scene = Scene { world: Arc::clone(world), hosts: Rc::clone(hosts) };
         if timeout(STORY_MAX, story(&scene)).await.is_err() {
             scene.violated("stories end (liveness)", format!("not within {STORY_MAX:?}"));
-        }
-        for host in &*scene.hosts {
-            host.crash(Death::Killed).await;
         }
         scene.world.checks.violations()
     })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -80,6 +80,15 @@ impl Drop for Life {
     }
 }
 
+/// What errors say of a full disk.
+pub(crate) const NO_ROOM: &[&str] = &["StorageFull", "no storage space"];
+
+/// What errors say of a flush that was made to fail.
+pub(crate) const FLUSH_FAILED: &[&str] = &["simulated flush error"];
+
+/// What errors say of a log in which a bit was flipped.
+pub(crate) const DAMAGED: &[&str] = &["is damaged"];
+
 /// How a member ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Death {
@@ -99,7 +108,7 @@ impl Host {
             rng: Mutex::new(Rng::with_seed(seed)),
             wall_offset_ms: AtomicI64::new(0),
             stalled_until: Mutex::new(None),
-            excuses: AtomicU64::new(0),
+            excuses: Mutex::default(),
         };
         let inner = Inner {
             disk: SimDisk::new(),
@@ -132,9 +141,10 @@ impl Host {
         self.inner.lock().disk.clone()
     }
 
-    /// From now on the member may end itself, or refuse to start, without blame: its disk is bad.
-    pub(crate) fn excuse(&self) {
-        self.body.excuses.fetch_add(1, Ordering::Relaxed);
+    /// From now on the member may end itself, or refuse to start, if it names one of `reasons`: its
+    /// disk is bad.
+    pub(crate) fn excuse(&self, reasons: &[&'static str]) {
+        self.body.excuses.lock().extend(reasons);
     }
 
     /// Does `look` with the member, if one lives here.
@@ -186,15 +196,14 @@ impl Host {
 
     /// A member that does not start with what its life before left.
     fn refused(&self, refusal: &str) {
-        let is_excused = self.body.excuses.load(Ordering::Relaxed) > 0;
         self.world.log.say(self.name(), format_args!("does not start: {refusal}"));
-        if !is_excused {
+        if !self.body.is_excused(refusal) {
             let rule = "a crash leaves nothing that stops a start (src/wal/mod.rs, src/storage)";
             self.world.checks.violated(rule, format!("{}: {refusal}", self.name()));
         }
         // A full disk gets room again, and a flush fails once; the next start may succeed.
-        let passing = ["StorageFull", "no storage space", "simulated flush error"];
-        if !passing.iter().any(|reason| refusal.contains(reason)) {
+        let mut passing = NO_ROOM.iter().chain(FLUSH_FAILED);
+        if !passing.any(|reason| refusal.contains(reason)) {
             self.inner.lock().is_lost = true;
         }
     }
@@ -294,13 +303,20 @@ pub(crate) struct Body {
     rng: Mutex<Rng>,
     wall_offset_ms: AtomicI64,
     stalled_until: Mutex<Option<Instant>>,
-    excuses: AtomicU64,
+    /// What the disk was made to do to the member, in the words of its errors.
+    excuses: Mutex<Vec<&'static str>>,
 }
 
 impl Body {
     fn draw(&self, max: Duration) -> Duration {
         let micros = u64::try_from(max.as_micros()).unwrap_or(u64::MAX);
         Duration::from_micros(self.rng.lock().u64(..=micros))
+    }
+
+    /// Whether an error names what the disk was made to do.
+    fn is_excused(&self, error: &str) -> bool {
+        let excuses = self.excuses.lock();
+        !error.contains("panicked") && excuses.iter().any(|excuse| error.contains(excuse))
     }
 
     /// How long the next flush takes.
@@ -328,7 +344,7 @@ impl Surroundings for Body {
     fn exited(&self, reason: &str) {
         self.world.net.gone(self.number, true);
         self.world.log.say(&self.name, format_args!("ends itself: {reason}"));
-        if reason.contains("panicked") || self.excuses.load(Ordering::Relaxed) == 0 {
+        if !self.is_excused(reason) {
             let rule = "a member whose disk is well does not end itself (src/lib.rs, 9)";
             self.world.checks.violated(rule, format!("{}: {reason}", self.name));
         }

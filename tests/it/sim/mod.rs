@@ -22,6 +22,7 @@ mod store;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -77,11 +78,27 @@ impl Summary {
     }
 }
 
+/// No seed takes longer, in real time, on a machine that is busy: most take less than a second.
+const REAL_TIME_MAX: Duration = Duration::from_secs(300);
+
 /// Runs one seed on a thread of its own, so that runs share nothing.
 pub(crate) fn run_seed(seed: u64) -> Report {
-    let run = std::thread::Builder::new().name(format!("seed-{seed}"));
-    let run = run.stack_size(16 << 20).spawn(move || run::run(seed)).unwrap();
-    run.join().unwrap_or_else(|_| Report::panicked(seed))
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new().name(format!("seed-{seed}")).stack_size(16 << 20);
+    let run = thread.spawn(move || drop(sender.send(run::run(seed)))).unwrap();
+    match receiver.recv_timeout(REAL_TIME_MAX) {
+        Err(RecvTimeoutError::Timeout) => {
+            // A thread cannot be ended from outside, and simulated time may stand still in it.
+            eprintln!("seed {seed} has not ended after {REAL_TIME_MAX:?} of real time");
+            eprintln!("  replay: QUORATE_SIM_SEEDS={seed} cargo test --release --test it sim");
+            std::process::abort();
+        }
+        report => {
+            // Its panic was printed when it came.
+            drop(run.join());
+            report.unwrap_or_else(|_| Report::panicked(seed))
+        }
+    }
 }
 
 /// Runs `seeds` as long as there is `time` to begin another.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use super::host::{Death, Host, World};
+use super::host::{DAMAGED, Death, FLUSH_FAILED, Host, NO_ROOM, World};
 use super::log::now;
 use super::net::Link;
 
@@ -230,7 +230,7 @@ impl<'w> Nemesis<'w> {
             }
             Fault::Full => self.fill(victim),
             Fault::FlushFails => {
-                self.hosts[victim].excuse();
+                self.hosts[victim].excuse(FLUSH_FAILED);
                 let disk = self.hosts[victim].disk();
                 disk.fail_flush_at(disk.operations() + self.rng.u64(1..50));
                 self.later(down_max * 2, Remedy::Start(victim));
@@ -270,7 +270,7 @@ impl<'w> Nemesis<'w> {
 
     fn fill(&mut self, victim: usize) {
         // Whether a batch that needs two segments at once still finds room is not promised.
-        self.hosts[victim].excuse();
+        self.hosts[victim].excuse(NO_ROOM);
         let disk = self.hosts[victim].disk();
         let used: usize = disk.files().values().map(Vec::len).sum();
         disk.limit_bytes(Some(used as u64));
@@ -294,7 +294,7 @@ impl<'w> Nemesis<'w> {
             let bit = self.rng.usize(..bytes.len() * 8);
             self.world.log.say("nemesis", format_args!("flips bit {bit} of {name}"));
             self.count(Fault::BitFlip);
-            self.hosts[victim].excuse();
+            self.hosts[victim].excuse(DAMAGED);
             disk.tamper(name, |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
         }
         self.later(self.world.plan.election_timeout * 4, Remedy::Start(victim));

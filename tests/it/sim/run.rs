@@ -13,7 +13,7 @@ use quorate::raft::log_store::LogStore;
 use tokio::time::{sleep, timeout};
 
 use super::door::SimDoor;
-use super::host::{Host, World};
+use super::host::{Death, Host, World};
 use super::invariants::{Checks, Seen};
 use super::log::{EventLog, now};
 use super::nemesis::{FaultCounts, Nemesis};
@@ -65,34 +65,48 @@ impl Report {
 
 /// Runs `seed` to its end.
 pub(crate) fn run(seed: u64) -> Report {
-    fastrand::seed(seed);
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(simulate(Plan::of(seed)))
+    in_world(Plan::of(seed), simulate)
 }
 
-async fn simulate(plan: Plan) -> Report {
-    let log = EventLog::new();
-    let _listening = log.listen();
-    log.say("plan", format_args!("{plan:?}"));
-    let net = Net::new(plan.seed);
-    net.set_default(plan.link);
-    let checks = Checks::new(log.clone());
-    let world = Arc::new(World { plan, log, net, checks });
-    let hosts: Rc<[Arc<Host>]> =
-        (0..world.plan.members).map(|number| Host::new(number, &world)).collect();
-    for host in &*hosts {
-        host.start().await;
-    }
-    let mut nemesis = Nemesis::new(&world, &hosts);
+/// What comes of `life` among the members of a new world, which ends with it.
+pub(super) fn in_world<T>(
+    plan: Plan,
+    life: impl AsyncFnOnce(&Arc<World>, &Rc<[Arc<Host>]>) -> T,
+) -> T {
+    fastrand::seed(plan.seed);
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let log = EventLog::new();
+        let _listening = log.listen();
+        log.say("plan", format_args!("{plan:?}"));
+        let net = Net::new(plan.seed);
+        net.set_default(plan.link);
+        let checks = Checks::new(log.clone());
+        let world = Arc::new(World { plan, log, net, checks });
+        let hosts: Rc<[Arc<Host>]> =
+            (0..world.plan.members).map(|number| Host::new(number, &world)).collect();
+        for host in &*hosts {
+            host.start().await;
+        }
+        let outcome = life(&world, &hosts).await;
+        for host in &*hosts {
+            host.crash(Death::Killed).await;
+        }
+        outcome
+    })
+}
+
+async fn simulate(world: &Arc<World>, hosts: &Rc<[Arc<Host>]>) -> Report {
+    let mut nemesis = Nemesis::new(world, hosts);
     let workload = Workload::new(world.plan.seed, world.plan.mix.clone());
-    let clients = workload.run(|client| door(&world, &hosts, client));
+    let clients = workload.run(|client| door(world, hosts, client));
     let is_healed = Cell::new(false);
     let course = async {
         nemesis.run(now() + world.plan.trouble).await;
         nemesis.heal().await;
         is_healed.set(true);
-        is_alive(&world, &hosts, workload.history()).await;
+        is_alive(world, hosts, workload.history()).await;
         workload.stop();
     };
     let supervisor = async {
@@ -108,20 +122,16 @@ async fn simulate(plan: Plan) -> Report {
         biased;
         _ = both => {}
         () = supervisor => {}
-        () = monitor(&world, &hosts) => {}
+        () = monitor(world, hosts) => {}
         () = sleep(world.plan.trouble + Duration::from_secs(200)) => {
             world.checks.violated("clients end (liveness)", "they do not come to an end");
         }
     }
     if world.checks.violations().is_empty() {
-        agree(&world, &hosts).await;
+        agree(world, hosts).await;
     }
-    judge(&world, &workload.history().borrow());
-    let report = report(&world, nemesis.counts().clone(), &workload.history().borrow());
-    for host in &*hosts {
-        host.crash(super::host::Death::Killed).await;
-    }
-    report
+    judge(world, &workload.history().borrow());
+    report(world, nemesis.counts().clone(), &workload.history().borrow())
 }
 
 pub(super) fn door(world: &Arc<World>, hosts: &Rc<[Arc<Host>]>, client: usize) -> SimDoor {
