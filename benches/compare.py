@@ -7,6 +7,7 @@
     benches/compare.py plateau --minutes 10 --etcd PATH memory and disk under overwrites
     benches/compare.py history --etcd PATH              put latency with history, and compacting
     benches/compare.py idle --etcd PATH                 memory and CPU of members at rest
+    benches/compare.py coordination --etcd PATH         watches, leases, locks, elections
 
 Prints a Markdown table, then one line of JSON (or writes it to --json FILE). --write puts the table
 into benches/README.md, which says how to read it. Servers get free loopback ports and scratch
@@ -22,6 +23,7 @@ import threading
 import time
 from dataclasses import asdict, replace
 
+from harness import coordination as contests
 from harness import table
 from harness.grpc import CallFailed, Client
 from harness.load import Kvload, Load, Quoratectl, Unsupported
@@ -351,6 +353,21 @@ def idle(bench):
     table.publish("idle", caption, table.markdown(columns, rows), {"servers": data}, options)
 
 
+# --- coordination --------------------------------------------------------------------------------
+
+def coordination(bench):
+    """Watches and leases; with kvload also locks and elections."""
+    results = {"A": [], "B": []}
+    for pair in range(bench.options.pairs):
+        for side in "AB" if pair % 2 == 0 else "BA":
+            bench.check_time()
+            with bench.cluster(side, 1, bench.options.flag) as cluster:
+                found = list(contests.contests(bench, cluster))
+            say(f"{cluster.name}: " + ", ".join(f"{table.cell(line[2])} µs" for line in found))
+            results[side].append(found)
+    contests.publish(bench, results)
+
+
 # --- command line --------------------------------------------------------------------------------
 
 def add_common(parser):
@@ -395,6 +412,7 @@ def parse():
     mode(history, revisions=1_000_000, keys=10_000, value_bytes=256, clients=64, rate=2000,
          seconds=10.0, warmup=1.0, rest=5.0)
     mode(idle, seconds=10.0, rest=5.0)
+    mode(coordination, pairs=3)
     return parser.parse_args()
 
 
