@@ -248,8 +248,9 @@ pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
 /// Calls of a connection that its client took back before they were looked at; with more it is closed.
-/// A client whose calls all ran into their deadline while the member stood still is no attack.
-pub const CLIENT_RESETS_MAX: usize = 10_000;
+/// A client whose calls all ran into their deadline while the member stood still is no attack; but each
+/// may hold a head of [`HEADER_LIST_BYTES_MAX`].
+pub const CLIENT_RESETS_MAX: usize = 1024;
 
 /// File descriptors that connections of clients leave to everything else, or a quarter if there are
 /// few.

@@ -1,4 +1,4 @@
-//! One client connection: HTTP/2 with gRPC, or HTTP/1 with health, version and metrics, on one port.
+//! One client connection: HTTP/2 with gRPC, or HTTP/1 with the plain pages of `http`, on one port.
 
 use std::convert::Infallible;
 use std::sync::Arc;
