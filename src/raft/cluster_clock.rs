@@ -6,6 +6,11 @@
 //! from the last entry plus the time since that was applied here. A wall clock that jumps moves
 //! nothing, and the time in which no member ran does not count.
 //!
+//! The first entry of a term has no stamp, and members that applied the same entries read different
+//! times: the sooner one applied the last stamp, the further ahead it is. So what a leader promises by
+//! its clock holds for its successors only once an entry that it stamped itself is applied
+//! ([`ClusterClock::is_shared`]): whoever leads after it has applied that too, later.
+//!
 //! **Invariants:** a leader stamps nothing before it has applied an entry of its term, and with it all
 //! that came before; else an old entry would set its clock back, and its own stamps forward again. A
 //! leader's clock is never set by its own entries: each was stamped a moment before it is applied, so
@@ -23,6 +28,8 @@ pub struct ClusterClock {
     set: Mutex<Option<Set>>,
     /// The term of the last entry of our own that was applied since the start; 0 if none was.
     own_term: AtomicU64,
+    /// The term of the last entry with our own stamp that was applied since the start; 0 if none was.
+    shared_term: AtomicU64,
 }
 
 /// What the clock showed at a moment of this machine.
@@ -44,7 +51,12 @@ impl ClusterClock {
     /// entry was ever stamped.
     pub(crate) fn new(member_id: u64, state_ms: u64, now: Instant) -> Self {
         let set = (state_ms > 0).then_some(Set { at: now, clock_ms: state_ms });
-        ClusterClock { member_id, set: Mutex::new(set), own_term: AtomicU64::new(0) }
+        ClusterClock {
+            member_id,
+            set: Mutex::new(set),
+            own_term: AtomicU64::new(0),
+            shared_term: AtomicU64::new(0),
+        }
     }
 
     /// Milliseconds on the cluster's clock, as far as this member knows; 0 if it never began.
@@ -69,8 +81,22 @@ impl ClusterClock {
         }
     }
 
-    /// An entry of `leader` was applied, after which the state's clock stands at `state_ms`.
-    pub(crate) fn applied(&self, leader: u64, state_ms: u64, now: Instant) {
+    /// Whether no later leader's clock is ahead of this member's, which leads in `term`.
+    pub(crate) fn is_shared(&self, term: u64) -> bool {
+        self.shared_term.load(Ordering::Acquire) == term
+    }
+
+    /// A state that stands at `state_ms` took the place of ours.
+    pub(crate) fn replaced(&self, state_ms: u64, now: Instant) {
+        *self.set.lock() = (state_ms > 0).then_some(Set { at: now, clock_ms: state_ms });
+    }
+
+    /// A stamped entry that `leader` made in `term` was applied, after which the state's clock stands
+    /// at `state_ms`.
+    pub(crate) fn applied(&self, leader: u64, term: u64, state_ms: u64, now: Instant) {
+        if leader == self.member_id {
+            self.shared_term.store(term, Ordering::Release);
+        }
         let mut set = self.set.lock();
         let is_own = leader == self.member_id;
         // Not before the first stamp: entries of earlier releases may have none.
@@ -104,7 +130,7 @@ mod tests {
         // Its own entries are stamped before they are applied; that must not slow it down.
         for round in 1..=10 {
             let stamp = clock.stamp(1, later(start, round * 10), || 5).expect("it leads");
-            clock.applied(1, stamp, later(start, round * 10 + 9));
+            clock.applied(1, 1, stamp, later(start, round * 10 + 9));
         }
         assert_eq!(clock.read(later(start, 110)), 1_000_110);
     }
@@ -114,9 +140,9 @@ mod tests {
         let start = crate::clock::now();
         let clock = ClusterClock::new(1, 500, start);
         assert_eq!(clock.read(later(start, 20)), 520);
-        clock.applied(2, 505, later(start, 30));
+        clock.applied(2, 1, 505, later(start, 30));
         assert_eq!(clock.read(later(start, 40)), 515);
-        clock.applied(2, 900, later(start, 50));
+        clock.applied(2, 1, 900, later(start, 50));
         assert_eq!(clock.read(later(start, 55)), 905);
     }
 
@@ -124,7 +150,7 @@ mod tests {
     fn a_restarted_leader_does_not_fall_behind_its_own_log() {
         let start = crate::clock::now();
         let clock = ClusterClock::new(1, 500, start);
-        clock.applied(1, 800, later(start, 10));
+        clock.applied(1, 1, 800, later(start, 10));
         assert_eq!(clock.read(later(start, 15)), 805);
     }
 
@@ -133,16 +159,16 @@ mod tests {
     fn a_new_leader_stamps_nothing_before_it_has_caught_up() {
         let start = crate::clock::now();
         let clock = ClusterClock::new(1, 0, start);
-        clock.applied(2, 5000, start);
+        clock.applied(2, 3, 5000, start);
         // It is elected a while later, with an entry of the old leader still to apply.
         assert_eq!(clock.stamp(4, later(start, 1500), WALL), None);
-        clock.applied(2, 5600, later(start, 1600));
+        clock.applied(2, 3, 5600, later(start, 1600));
         clock.advanced(2, 3);
         assert_eq!(clock.stamp(4, later(start, 1600), WALL), None);
         clock.advanced(1, 4);
         let stamp = clock.stamp(4, later(start, 1610), WALL);
         assert_eq!(stamp, Some(5610));
-        clock.applied(1, 5610, later(start, 1700));
+        clock.applied(1, 4, 5610, later(start, 1700));
         assert_eq!(clock.read(later(start, 1700)), 5700);
         assert_eq!(clock.stamp(5, later(start, 1700), WALL), None, "that is another term");
     }
@@ -153,7 +179,31 @@ mod tests {
         let start = crate::clock::now();
         let clock = ClusterClock::new(1, 0, start);
         assert_eq!(clock.read(start), 0);
-        clock.applied(1, 700, later(start, 5));
+        clock.applied(1, 1, 700, later(start, 5));
         assert_eq!(clock.read(later(start, 10)), 705);
+    }
+    /// Found by seed 9812: a leader that came back was ahead of the one whose promises it had to keep.
+    #[test]
+    fn a_clock_is_shared_once_its_stamp_is_applied() {
+        let start = crate::clock::now();
+        let (first, second) = (ClusterClock::new(1, 0, start), ClusterClock::new(2, 0, start));
+        // The last entry of the first leader is committed by the second one, seconds later.
+        first.applied(1, 1, 5000, start);
+        second.applied(1, 1, 5000, later(start, 3000));
+        second.advanced(2, 2);
+        assert!(!second.is_shared(2));
+        let stamp = second.stamp(2, later(start, 3000), WALL).expect("it leads");
+        second.applied(2, 2, stamp, later(start, 3001));
+        first.applied(2, 2, stamp, later(start, 3002));
+        assert!(second.is_shared(2));
+        assert!(first.read(later(start, 4000)) <= second.read(later(start, 4000)));
+    }
+
+    #[test]
+    fn a_snapshot_brings_its_clock() {
+        let start = crate::clock::now();
+        let clock = ClusterClock::new(1, 9000, start);
+        clock.replaced(7000, start);
+        assert_eq!(clock.read(later(start, 5)), 7005);
     }
 }

@@ -149,10 +149,10 @@ pub(crate) async fn install(
         adopt().map_err(io::Error::other)?;
         fail::fail_point!("snapshot_after_flip");
         let (at, revision) = (state.applied(), state.revision());
-        let (leader, state_ms) = (at.map_or(0, |at| at.leader), state.time_unix_ms());
+        let state_ms = state.time_unix_ms();
         let old = std::mem::replace(&mut *shared_for_flip.state.write(), state);
         *shared_for_flip.replaced.lock() = Some(Arc::downgrade(old.backend()));
-        shared_for_flip.clock.applied(leader, state_ms, clock::now());
+        shared_for_flip.clock.replaced(state_ms, clock::now());
         drop(old);
         Ok::<_, io::Error>((at, revision))
     });

@@ -48,7 +48,7 @@ impl StateMachine {
             let applied = state.apply(at, proposal.time_unix_ms, commands);
             (applied.map_err(storage_failed)?, state.time_unix_ms())
         };
-        self.shared.clock.applied(at.leader, state_ms, clock::now());
+        self.shared.clock.applied(at.leader, at.term, state_ms, clock::now());
         let events = applied.iter_mut().flat_map(|applied| std::mem::take(&mut applied.events));
         let events: Vec<Event> = events.collect();
         let mut applied = applied.into_iter();

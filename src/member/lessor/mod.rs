@@ -16,8 +16,9 @@
 //!
 //! - `table`: which lease ends when.
 //!
-//! **Invariants:** only the leader of a term that has applied an entry of that term ends leases;
-//! its proposals are never forwarded. Renewals and ends pass the queue of the writes.
+//! **Invariants:** only the leader of a term that has applied an entry with its stamp of that term
+//! answers from memory and ends leases, see [`crate::raft::ClusterClock`]; its proposals are never
+//! forwarded. Renewals and ends pass the queue of the writes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -238,7 +239,7 @@ impl Lessor {
         }
     }
 
-    /// Has a table exactly while this member leads and has applied an entry of its term.
+    /// Has a table exactly while this member leads and its clock is that of its successors.
     async fn follow_leadership(self: Arc<Self>, node: Arc<Node>) {
         let mut leadership = node.watch_leadership();
         let mut applied = node.shared().applied();
@@ -254,10 +255,13 @@ impl Lessor {
             if held.is_none() && wanted.is_some() && self.promote(&node, now) {
                 held = wanted;
             }
+            let is_waiting = held != wanted;
+            let may_stamp = node.stamp_ms().is_some();
             let more = tokio::select! {
                 biased;
                 changed = leadership.changed() => changed.is_ok(),
-                changed = applied.changed(), if held != wanted => changed.is_ok(),
+                () = self.share_clock(&node), if is_waiting && may_stamp => true,
+                changed = applied.changed(), if is_waiting && !may_stamp => changed.is_ok(),
             };
             if !more {
                 return;
@@ -265,19 +269,22 @@ impl Lessor {
         }
     }
 
-    /// Begins to lead, unless no entry of the own term is applied yet.
+    /// Has an entry with our stamp applied, or returns after a while if that fails.
+    async fn share_clock(&self, node: &Node) {
+        if self.propose(node, Vec::new()).await.is_err() {
+            tokio::time::sleep(limits::LEASE_ENDING_POLL).await;
+        }
+    }
+
+    /// Begins to lead, unless no entry with our stamp of this term is applied yet.
     fn promote(&self, node: &Node, leadership: Leadership) -> bool {
         // On the raft thread, on which entries are applied: none comes between state and table.
         let table = {
-            let state = node.shared().state.read();
-            let is_own = |at: crate::state::Position| {
-                at.term == leadership.term && at.leader == self.member_id
-            };
             let is_any = mutants::is_on("mutant_expire_on_follower");
-            if !is_any && !state.applied().is_some_and(is_own) {
+            if !is_any && !node.shared().clock.is_shared(leadership.term) {
                 return false;
             }
-            Table::new(state.leases())
+            Table::new(node.shared().state.read().leases())
         };
         self.set_table(Some((leadership.term, table)));
         true
@@ -390,13 +397,15 @@ impl Lessor {
             let forwarded = node.forward(group, clock::now() + self.request_timeout).await;
             return forwarded.map(|()| sequence);
         }
+        self.propose(node, groups).await.map(|()| sequence)
+    }
+
+    async fn propose(&self, node: &Node, groups: Vec<Group>) -> Result<(), WriteError> {
         let time_unix_ms = node.stamp_ms().ok_or(WriteError::NotAppended)?;
         let proposal = Proposal { time_unix_ms, groups };
         let written = node.write(proposal.encode_to_vec().into());
-        match tokio::time::timeout(self.request_timeout, written).await {
-            Ok(written) => written.map(|()| sequence),
-            Err(_) => Err(WriteError::Unknown),
-        }
+        let written = tokio::time::timeout(self.request_timeout, written).await;
+        written.unwrap_or(Err(WriteError::Unknown))
     }
 
     /// Answers a batch; without an outcome, and where the leader asks for it, it waits again.

@@ -256,17 +256,79 @@ fn deposed_leader_asks(seed: u64) -> Vec<String> {
     })
 }
 
+/// A leader that was cut off leads again, after one that was behind its clock and wrote nothing, but
+/// answered a keep-alive from memory.
+fn leader_ahead_of_a_promise_returns(seed: u64) -> Vec<String> {
+    const TTL_SECONDS: i64 = 20;
+    tell(seed, async |scene| {
+        let cut_off = |at: usize, is_blocked: bool| {
+            (0..3).filter(|other| *other != at).for_each(|other| {
+                scene.block(at, other, is_blocked);
+            });
+        };
+        let first = scene.leader(0..3).await;
+        let others = (0..3).filter(|at| *at != first);
+        scene.done(first, Op::Grant(LeaseGrantRequest { id: 5, ttl: TTL_SECONDS })).await;
+        let (key, value) = (Bytes::from("k"), Bytes::from("v"));
+        let put = PutRequest { key: key.clone(), value, lease: 5, ..PutRequest::default() };
+        scene.done(first, Op::Put(put.clone())).await;
+        // An entry that the others have and that is committed by the next leader, seconds later.
+        for other in others.clone() {
+            scene.world.net.change(other, first, |link| link.is_blocked = true);
+        }
+        let door_of_first = door(&scene.world, &scene.hosts, first);
+        let stays = timeout(Duration::from_millis(100), door_of_first.call(Op::Put(put)));
+        drop(stays.await);
+        (0..3).for_each(|at| cut_off(at, true));
+        sleep(Duration::from_secs(4)).await;
+        scene.world.net.heal();
+        cut_off(first, true);
+        let second = scene.leader(others).await;
+        let asked = clock::now();
+        scene.done(second, Op::KeepAlive(LeaseKeepAliveRequest { id: 5 })).await;
+        let lives_until = asked + Duration::from_secs(TTL_SECONDS.unsigned_abs());
+        let term_led = |at: usize| {
+            let leadership = scene.hosts[at].with(|member, _| member.node().leadership());
+            leadership.filter(|now| now.is_leader).map_or(0, |now| now.term)
+        };
+        let mut leader = second;
+        while leader != first {
+            scene.world.net.heal();
+            cut_off(leader, true);
+            let term = term_led(leader);
+            while term_led(leader) <= term {
+                sleep(Duration::from_millis(20)).await;
+                leader = (0..3).max_by_key(|at| term_led(*at)).expect("there are three");
+            }
+        }
+        scene.world.net.heal();
+        while clock::now() < lives_until {
+            let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+            if let Outcome::Ok(Reply::Range(read)) = door_of_first.call(Op::Range(get)).await
+                && read.kvs.is_empty()
+                && clock::now() < lives_until
+            {
+                let early = lives_until - clock::now();
+                scene.violated("a lease never ends early", format!("{early:?} too early"));
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+}
+
 /// A story: what it violates with a seed.
 type Story = fn(u64) -> Vec<String>;
 
 /// All stories.
-pub(crate) const STORIES: [(&str, Story); 6] = [
+pub(crate) const STORIES: [(&str, Story); 7] = [
     ("disk_of_the_leader_hangs", disk_of_the_leader_hangs),
     ("watcher_does_not_read", watcher_does_not_read),
     ("snapshot_comes_below_a_watcher", snapshot_comes_below_a_watcher),
     ("compaction_meets_a_snapshot", compaction_meets_a_snapshot),
     ("deposed_leader_reads", deposed_leader_reads),
     ("deposed_leader_asks", deposed_leader_asks),
+    ("leader_ahead_of_a_promise_returns", leader_ahead_of_a_promise_returns),
 ];
 
 #[test]
