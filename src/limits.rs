@@ -34,6 +34,9 @@ pub const LEASE_RENEW_GATHER: Duration = Duration::from_millis(4);
 /// So many renewals in one entry are many; fewer are written as soon as the entry before them is.
 pub const LEASE_RENEW_CROWD: usize = 4;
 
+/// As many keep-alives are worth an entry at once.
+pub const LEASE_RENEW_FULL: usize = 64;
+
 /// Leases in one entry of renewals, and in one call to the leader; more wait for the next.
 pub const LEASE_RENEWALS_MAX: usize = 10_000;
 

@@ -77,6 +77,8 @@ pub(crate) struct Lessor {
     inner: Mutex<Inner>,
     /// There are keep-alives that wait, or one of them may go on.
     renewals: Notify,
+    /// So many keep-alives wait that an entry is worth it.
+    full: Notify,
     /// The next lease to look at may be another one.
     looks: Notify,
     shards: Vec<Arc<Shard>>,
@@ -142,6 +144,7 @@ impl Lessor {
             request_timeout,
             inner: Mutex::default(),
             renewals: Notify::new(),
+            full: Notify::new(),
             looks: Notify::new(),
             shards,
             counts: LeaseCounts::default(),
@@ -175,10 +178,13 @@ impl Lessor {
             None => KeepAlive::Later(inner.wait(id, deadline, shard)),
         });
         let taken: Vec<KeepAlive> = taken.collect();
-        let has_more = inner.waiting.len() > waited;
+        let waiting = inner.waiting.len();
         drop(inner);
-        if has_more {
+        if waiting > waited {
             self.renewals.notify_one();
+        }
+        if (waited..waiting).contains(&(limits::LEASE_RENEW_FULL - 1)) {
+            self.full.notify_one();
         }
         let answered = taken.iter().filter(|one| matches!(one, KeepAlive::Now(1..))).count();
         self.counts.renewed.fetch_add(answered as u64, Ordering::Relaxed);
@@ -336,10 +342,21 @@ impl Lessor {
                     break;
                 }
                 if is_crowd {
-                    tokio::time::sleep_until((began + limits::LEASE_RENEW_GATHER).into()).await;
+                    self.gather(began).await;
                 }
             }
             self.fail_late(&node, clock::now());
+        }
+    }
+
+    /// Waits for more keep-alives after a batch that `began`, until there are many or it is time.
+    async fn gather(&self, began: Instant) {
+        let end = (began + limits::LEASE_RENEW_GATHER).into();
+        while self.inner.lock().waiting.len() < limits::LEASE_RENEW_FULL {
+            // A notice may be older than the batch.
+            if tokio::time::timeout_at(end, self.full.notified()).await.is_err() {
+                return;
+            }
         }
     }
 
