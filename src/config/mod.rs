@@ -95,8 +95,6 @@ pub struct Config {
     pub max_concurrent_streams: u32,
     /// `--quota-backend-bytes`: size at which writes stop; `None` means no limit.
     pub quota_backend_bytes: Option<u64>,
-    /// `--grpc-keepalive-min-time`: clients that ping more often are sent away.
-    pub grpc_keepalive_min_time: Duration,
     /// `--grpc-keepalive-interval`: how often to ping an idle client; zero turns pings off.
     pub grpc_keepalive_interval: Duration,
     /// `--grpc-keepalive-timeout`: how long to wait for the answer; zero turns pings off.
@@ -264,7 +262,6 @@ impl Config {
                 0 => Some(QUOTA_BYTES_DEFAULT),
                 bytes => u64::try_from(bytes).ok(),
             },
-            grpc_keepalive_min_time: values.duration("grpc-keepalive-min-time"),
             grpc_keepalive_interval: values.duration("grpc-keepalive-interval"),
             grpc_keepalive_timeout: values.duration("grpc-keepalive-timeout"),
             warning_unary_request_duration: match values.duration("warning-unary-request-duration")

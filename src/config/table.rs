@@ -98,7 +98,7 @@ const MEMBER: &[Flag] = &[
     flag("max-txn-ops", Uint, "128", Built, "Largest number of operations in a transaction."),
     flag("max-request-bytes", Uint, "1572864", Built, "Largest client request in bytes."),
     flag("max-concurrent-streams", Uint32, "4294967295", Built, "Streams that one client connection may open."),
-    flag("grpc-keepalive-min-time", Duration, "5s", Built, "Clients must not ping more often than this."),
+    flag("grpc-keepalive-min-time", Duration, "5s", Inert("clients may ping as often as they like"), ""),
     flag("grpc-keepalive-interval", Duration, "2h", Built, "How often to ping an idle client; 0 turns it off."),
     flag("grpc-keepalive-timeout", Duration, "20s", Built, "How long to wait for the answer to a ping."),
     flag("snapshot-catchup-entries", Uint, "5000", Built, "Entries kept for slow members after a snapshot."),

@@ -85,6 +85,11 @@ impl LogStore {
         self.inner.wal.failed()
     }
 
+    /// From now on nothing waits for space on the disk.
+    pub fn begin_close(&self) {
+        self.inner.wal.begin_close();
+    }
+
     /// True while there is no space for the next segment.
     pub fn space_low(&self) -> bool {
         self.inner.wal.space_low()

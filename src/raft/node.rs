@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -84,6 +84,8 @@ pub struct Node {
     sole_voter: Arc<SoleVoter>,
     leadership: watch::Sender<Leadership>,
     leader_changes: AtomicU64,
+    /// What fails from now on is no reason to end the process.
+    is_stopping: AtomicBool,
     confirmations: Confirmations,
     contact: Contact,
     options: NodeOptions,
@@ -127,6 +129,7 @@ impl Node {
             sole_voter,
             leadership,
             leader_changes,
+            is_stopping: AtomicBool::new(false),
             confirmations: Confirmations::default(),
             contact,
             options,
@@ -447,8 +450,11 @@ impl Node {
             .map(|(id, _)| *id)
     }
 
-    /// Stops the node and waits until its last write is on disk.
+    /// Stops the node and waits until its last write is on disk, unless that has no space.
     pub async fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        // Raft itself may be waiting for its vote to be written.
+        self.shared.log.begin_close();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "raft ended badly");
         }
@@ -499,7 +505,8 @@ impl Node {
 
     /// A failed storage or a broken invariant: going on would risk the promises.
     fn end(&self, fatal: &Fatal<TypeConfig>) {
-        if !matches!(fatal, Fatal::Stopped) {
+        let is_stopping = self.is_stopping.load(Ordering::Relaxed);
+        if !matches!(fatal, Fatal::Stopped) && !is_stopping {
             tracing::error!(%fatal, "raft stopped; the member exits");
             self.shared.observer.fatal(&fatal.to_string());
         }

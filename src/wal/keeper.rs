@@ -205,10 +205,15 @@ impl Keeper {
                 self.changed.wait(&mut state);
             } else {
                 drop(state);
-                self.work().map_err(|error| {
-                    WalError::io("make a segment in", &self.disk.path(""), error)
-                })?;
+                let worked = self.work();
                 state = self.state.lock();
+                match worked {
+                    Ok(()) => {}
+                    Err(_) if state.closing => return Err(WalError::Closed),
+                    Err(error) => {
+                        return Err(WalError::io("make a segment in", &self.disk.path(""), error));
+                    }
+                }
             }
         }
     }

@@ -461,6 +461,11 @@ impl Wal {
         self.shared.queue.lock().failed.clone()
     }
 
+    /// From now on nothing waits for space: without it the log ends with [`WalError::Closed`].
+    pub fn begin_close(&self) {
+        self.keeper.begin_close();
+    }
+
     /// True while the next segment cannot be made for lack of space.
     pub fn space_low(&self) -> bool {
         self.keeper.space_low()

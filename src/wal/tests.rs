@@ -463,6 +463,28 @@ fn full_disk_does_not_block_closing() {
     assert_eq!(open(&disk).unwrap().1.next, 1);
 }
 
+/// Raft waits for its votes to be written, and a member stops only when raft does.
+#[test]
+fn full_disk_does_not_block_a_member_that_stops() {
+    let disk = SimDisk::new();
+    disk.limit_bytes(Some(12 * 1024));
+    for workers in [Workers::Threads, Workers::OneThread] {
+        let is_threads = matches!(workers, Workers::Threads);
+        let mut options = options(&disk);
+        options.workers = workers;
+        let wal = Wal::open(&options, |_| Ok(())).unwrap();
+        if is_threads {
+            wal.begin_close();
+            commit(&wal, vec![entry(0, 10)]).expect("there is room for this one");
+        }
+        let (sender, receiver) = mpsc::channel();
+        let done: Callback = Box::new(move |result| sender.send(result).unwrap());
+        wal.submit([entry(1, 3000), entry(2, 3000)], Some(done));
+        wal.begin_close();
+        assert!(matches!(receiver.recv().unwrap(), Err(WalError::Closed)));
+    }
+}
+
 /// An entry larger than a segment gets one of its own.
 #[test]
 fn entry_larger_than_a_segment_is_stored() {
