@@ -28,6 +28,10 @@ pub const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
 /// a new leader lets each lease live for so much longer, because the old one may have done so.
 pub const LEASE_SLACK: Duration = Duration::from_secs(1);
 
+/// A leader with leases stamps an entry at least this often, so that its successor's clock is not
+/// further behind.
+pub const LEASE_STAMP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// While many keep-alives come, their renewals are gathered for this long into one entry.
 pub const LEASE_RENEW_GATHER: Duration = Duration::from_millis(4);
 

@@ -38,7 +38,7 @@ impl Member {
 
     /// Takes keep-alives: the leader answers, wherever they came in.
     pub fn keep_alive(&self, shard: &Shard, lease_ids: &[i64]) -> Vec<KeepAlive> {
-        self.lessor.keep_alive(lease_ids, Some(shard.id), self.node.clock_ms())
+        self.lessor.keep_alive(lease_ids, Some(shard.id), &self.node)
     }
 
     /// How long a lease still lives, as the leader knows it; none if there is no such lease.
@@ -111,7 +111,7 @@ impl Member {
         if !self.lessor.is_primary() {
             return None;
         }
-        let taken = self.lessor.keep_alive(&ids, None, self.node.clock_ms());
+        let taken = self.lessor.keep_alive(&ids, None, &self.node);
         let answered = taken.into_iter().map(|keep_alive| async move {
             match keep_alive {
                 KeepAlive::Now(ttl_seconds) => Some(ttl_seconds),

@@ -162,7 +162,10 @@ async fn index(node: &Node, deadline: Instant) -> Option<u64> {
         if left.is_zero() {
             return None;
         }
-        if let Some(index) = node.read_index(left.min(limits::READ_ROUND_TIMEOUT)).await {
+        let index = node.read_index(left.min(limits::READ_ROUND_TIMEOUT));
+        // Raft itself does not answer while it waits for the disk.
+        let answered = tokio::time::timeout(left.min(3 * limits::READ_ROUND_TIMEOUT), index).await;
+        if let Ok(Some(index)) = answered {
             return Some(index);
         }
         node.leader_news(limits::READ_RETRY).await;

@@ -28,8 +28,10 @@ pub struct ClusterClock {
     set: Mutex<Option<Set>>,
     /// The term of the last entry of our own that was applied since the start; 0 if none was.
     own_term: AtomicU64,
-    /// The term of the last entry with our own stamp that was applied since the start; 0 if none was.
+    /// The term of the last stamped entry that was applied since the start, if it was our own, else 0.
     shared_term: AtomicU64,
+    /// When such an entry was applied last.
+    shared_at: Mutex<Option<Instant>>,
 }
 
 /// What the clock showed at a moment of this machine.
@@ -56,6 +58,7 @@ impl ClusterClock {
             set: Mutex::new(set),
             own_term: AtomicU64::new(0),
             shared_term: AtomicU64::new(0),
+            shared_at: Mutex::new(None),
         }
     }
 
@@ -86,19 +89,27 @@ impl ClusterClock {
         self.shared_term.load(Ordering::Acquire) == term
     }
 
+    /// When an entry with our own stamp was applied last; none if that was not since the start.
+    pub(crate) fn shared_at(&self) -> Option<Instant> {
+        *self.shared_at.lock()
+    }
+
     /// A state that stands at `state_ms` took the place of ours.
     pub(crate) fn replaced(&self, state_ms: u64, now: Instant) {
+        self.shared_term.store(0, Ordering::Release);
         *self.set.lock() = (state_ms > 0).then_some(Set { at: now, clock_ms: state_ms });
     }
 
     /// A stamped entry that `leader` made in `term` was applied, after which the state's clock stands
     /// at `state_ms`.
     pub(crate) fn applied(&self, leader: u64, term: u64, state_ms: u64, now: Instant) {
-        if leader == self.member_id {
-            self.shared_term.store(term, Ordering::Release);
+        let is_own = leader == self.member_id;
+        // First: whoever reads a clock that was set back must see that it is not ours any more.
+        self.shared_term.store(if is_own { term } else { 0 }, Ordering::Release);
+        if is_own {
+            *self.shared_at.lock() = Some(now);
         }
         let mut set = self.set.lock();
-        let is_own = leader == self.member_id;
         // Not before the first stamp: entries of earlier releases may have none.
         let keeps = set.is_some_and(|set| is_own && set.read(now) >= state_ms);
         if !keeps && state_ms > 0 {
@@ -197,6 +208,9 @@ mod tests {
         first.applied(2, 2, stamp, later(start, 3002));
         assert!(second.is_shared(2));
         assert!(first.read(later(start, 4000)) <= second.read(later(start, 4000)));
+        // A deposed leader that catches up is set back, and must not answer by that.
+        second.applied(1, 3, stamp + 5, later(start, 5000));
+        assert!(!second.is_shared(2));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! that was durable when it was written: an unreadable record below that mark is damage to data
 //! that somebody relies on, above it is the torn tail of a batch that nobody was told about.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,6 +21,9 @@ use super::{Options, Record};
 
 /// Zeroed at least, when a tail is cut: more than one record's head.
 const CUT_BYTES_MIN: u64 = 64 * 1024;
+
+/// Records are written once more in pieces of this size.
+const REWRITE_BYTES: usize = 1 << 20;
 
 /// What looks like a longer record behind the end of the log is not read to see whether it is one.
 const READ_WHOLE_BYTES_MAX: usize = 4096;
@@ -53,6 +57,7 @@ pub(super) fn recover(
     }
     let segment = Arc::clone(replay.table.segments.back().expect("there was a first segment"));
     let (offset, crc) = at;
+    rewrite(&segment, replay.unproven_from, offset)?;
     cut_tail(&segment, offset, replay.next_lsn)?;
     replay.finish(segment, offset, crc).map(Some)
 }
@@ -84,6 +89,8 @@ struct Replay<'a, 'b> {
     checkpoint: Checkpoint,
     next_lsn: u64,
     position_base: u64,
+    /// Where, in the segment read last, the records begin of which none says that they were durable.
+    unproven_from: u64,
     /// The entries below this index were in segments that are gone: they must have been purged.
     gone_next: u64,
     first: Arc<Segment>,
@@ -97,6 +104,7 @@ impl<'a, 'b> Replay<'a, 'b> {
             checkpoint: Checkpoint::default(),
             next_lsn: 0,
             position_base: 0,
+            unproven_from: 0,
             gone_next: 0,
             first: Arc::clone(first),
         }
@@ -128,6 +136,7 @@ impl<'a, 'b> Replay<'a, 'b> {
         let mut scanner = Scanner::new(segment);
         let mut offset = HEADER_BYTES as u64;
         let mut crc = scanner.crc_before(offset)?;
+        let mut unproven = VecDeque::new();
         while let Some(Intact { head, payload, crc: next_crc }) = scanner.record(offset, crc)? {
             if head.lsn != self.next_lsn {
                 break;
@@ -139,10 +148,13 @@ impl<'a, 'b> Replay<'a, 'b> {
                 noted.map_err(|_| segment.damaged(offset, "the entry does not follow the log"))?;
             }
             self.apply(head.kind, head.index, payload)?;
+            while unproven.pop_front_if(|&mut (lsn, _)| lsn <= head.durable_lsn).is_some() {}
+            unproven.push_back((head.lsn, offset));
             offset += head.record_bytes() as u64;
             crc = next_crc;
             self.next_lsn += 1;
         }
+        self.unproven_from = unproven.front().map_or(offset, |&(_, from)| from);
         Ok((offset, crc))
     }
 
@@ -202,6 +214,22 @@ impl<'a, 'b> Replay<'a, 'b> {
         };
         Ok(Recovered { table: self.table, cursor })
     }
+}
+
+/// Writes the bytes between two offsets once more, as they are.
+///
+/// A flush that fails leaves what it did not write in the page cache, marked as if it were written: a
+/// restarted member reads it there, and flushing again writes nothing.
+fn rewrite(segment: &Segment, from: u64, to: u64) -> Result<(), WalError> {
+    let mut bytes = vec![0; REWRITE_BYTES.min((to - from) as usize)];
+    let mut at = from;
+    while at < to {
+        let bytes = &mut bytes[..REWRITE_BYTES.min((to - at) as usize)];
+        segment.file.read_at(bytes, at).map_err(|error| segment.io("read", error))?;
+        segment.file.write_at(bytes, at).map_err(|error| segment.io("write", error))?;
+        at += bytes.len() as u64;
+    }
+    Ok(())
 }
 
 /// Decides what the bytes behind the last intact record are, and makes the end clean and durable.

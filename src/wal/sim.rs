@@ -175,13 +175,13 @@ impl SimDisk {
         new.durable_names = new.names.clone();
         for file in new.names.values() {
             let mut content = old.files.get(file).cloned().unwrap_or_default();
+            if loss == Loss::Nothing {
+                // The page cache stays, and what of it the disk does not know of.
+                new.files.insert(*file, content);
+                continue;
+            }
             for sector in std::mem::take(&mut content.dirty) {
-                let keep = match loss {
-                    Loss::Everything => false,
-                    Loss::Nothing => true,
-                    Loss::Random => random.bool(),
-                };
-                if keep {
+                if loss == Loss::Random && random.bool() {
                     content.settle(sector);
                 }
             }

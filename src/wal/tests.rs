@@ -463,6 +463,24 @@ fn full_disk_does_not_block_closing() {
     assert_eq!(open(&disk).unwrap().1.next, 1);
 }
 
+/// A member whose flush failed is restarted: what it reads then may be in the page cache alone.
+#[test]
+fn what_a_failed_flush_left_in_the_cache_is_written_again() {
+    let disk = SimDisk::new();
+    let mut random = fastrand::Rng::with_seed(7);
+    let (wal, ..) = open(&disk).unwrap();
+    commit(&wal, vec![entry(0, 100)]).unwrap();
+    disk.fail_flush_at(disk.operations());
+    commit(&wal, vec![entry(1, 3000), entry(2, 100)]).unwrap_err();
+    drop(wal);
+    let disk = disk.after_crash(Loss::Nothing, &mut random);
+    let (wal, model, _) = open(&disk).unwrap();
+    assert_eq!(model.next, 3, "they count again");
+    commit(&wal, vec![entry(3, 100)]).unwrap();
+    let disk = disk.after_crash(Loss::Everything, &mut random);
+    assert_eq!(open(&disk).unwrap().1.next, 4);
+}
+
 /// Raft waits for its votes to be written, and a member stops only when raft does.
 #[test]
 fn full_disk_does_not_block_a_member_that_stops() {

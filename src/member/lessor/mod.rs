@@ -15,6 +15,7 @@
 //! is proposed is not renewed any more; its keep-alives wait until it is gone.
 //!
 //! - `table`: which lease ends when.
+//! - `waiting`: keep-alives that wait, and how they are answered.
 //!
 //! **Invariants:** only the leader of a term that has applied an entry with its stamp of that term
 //! answers from memory and ends leases, see [`crate::raft::ClusterClock`]; its proposals are never
@@ -29,7 +30,7 @@ use prost::Message;
 use tokio::sync::{Notify, oneshot};
 
 use super::Error;
-use super::shard::{Delivery, Shard};
+use super::shard::Shard;
 use crate::pb::quorate::command::command::Body;
 use crate::pb::quorate::command::{Command, Group, LeaseExpire, LeaseRenew, Proposal};
 use crate::raft::{GroupId, Leadership, Node, WriteError};
@@ -37,8 +38,10 @@ use crate::state::{Applied, LeaseExpiry, LeaseTerm, Response};
 use crate::{clock, limits, mutants, tasks};
 
 mod table;
+mod waiting;
 
 use table::{KeepAliveNeeds, Table};
+use waiting::{Answers, Waiting};
 
 /// What a peer is told of a lease whose end has come: it asks again.
 const ASK_AGAIN: i64 = -1;
@@ -92,18 +95,11 @@ struct Inner {
     /// The term that the table was made in.
     term: u64,
     waiting: Vec<Waiting>,
+    /// Those whose leases are about to go, until when they rest.
+    resting: (Vec<Waiting>, Option<Instant>),
     last_sequence: u64,
     /// The terms in our last applied entry of renewals, and its number.
     renewed: (u64, Vec<LeaseTerm>),
-}
-
-/// A keep-alive that waits.
-struct Waiting {
-    id: i64,
-    deadline: Instant,
-    /// The serving thread; none for a call of a peer.
-    shard: Option<usize>,
-    sender: oneshot::Sender<Renewal>,
 }
 
 impl Inner {
@@ -123,13 +119,29 @@ impl Inner {
         shard: Option<usize>,
     ) -> oneshot::Receiver<Renewal> {
         let (sender, receiver) = oneshot::channel();
-        if self.waiting.len() < limits::LEASE_RENEWALS_WAITING_MAX {
+        if self.waiting.len() + self.resting.0.len() < limits::LEASE_RENEWALS_WAITING_MAX {
             self.waiting.push(Waiting { id, deadline, shard, sender });
         } else {
             // The receiver is in our hands.
             sender.send(Err(Error::TooManyRequests)).ok();
         }
         receiver
+    }
+
+    /// Looks at these again after a while: the lease is about to go.
+    fn rest(&mut self, mut those: Vec<Waiting>, now: Instant) {
+        if !those.is_empty() {
+            self.resting.0.append(&mut those);
+            self.resting.1.get_or_insert(now + limits::LEASE_ENDING_POLL);
+        }
+    }
+
+    /// Brings back those that have rested.
+    fn wake_rested(&mut self, now: Instant) {
+        if self.resting.1.is_some_and(|until| until <= now) {
+            self.waiting.append(&mut self.resting.0);
+            self.resting.1 = None;
+        }
     }
 }
 
@@ -162,18 +174,23 @@ impl Lessor {
         &self.counts
     }
 
-    /// Takes keep-alives of a client of serving thread `shard`, or of a peer; `now_ms` is the
-    /// cluster's clock.
+    /// Takes keep-alives of a client of serving thread `shard`, or of a peer.
     pub(crate) fn keep_alive(
         &self,
         ids: &[i64],
         shard: Option<usize>,
-        now_ms: u64,
+        node: &Node,
     ) -> Vec<KeepAlive> {
         let deadline = clock::now() + self.request_timeout;
         let mut inner = self.inner.lock();
         let waited = inner.waiting.len();
-        let taken = ids.iter().map(|&id| match inner.answer_now(id, shard, now_ms) {
+        let now_ms = node.clock_ms();
+        // After the clock: what sets it back says first that the table is out of date.
+        let is_current = node.shared().clock.is_shared(inner.term);
+        let answer_now = |inner: &mut Inner, id| {
+            if is_current { inner.answer_now(id, shard, now_ms) } else { None }
+        };
+        let taken = ids.iter().map(|&id| match answer_now(&mut inner, id) {
             Some(ttl_seconds) => KeepAlive::Now(ttl_seconds),
             None => KeepAlive::Later(inner.wait(id, deadline, shard)),
         });
@@ -268,6 +285,7 @@ impl Lessor {
                 changed = leadership.changed() => changed.is_ok(),
                 () = self.share_clock(&node), if is_waiting && may_stamp => true,
                 changed = applied.changed(), if is_waiting && !may_stamp => changed.is_ok(),
+                () = self.keep_clock_shared(&node), if held.is_some() => true,
             };
             if !more {
                 return;
@@ -279,6 +297,22 @@ impl Lessor {
     async fn share_clock(&self, node: &Node) {
         if self.propose(node, Vec::new()).await.is_err() {
             tokio::time::sleep(limits::LEASE_ENDING_POLL).await;
+        }
+    }
+
+    /// Shares the clock from time to time while nothing else does: a successor's clock stands as long
+    /// behind ours as our last stamp is old when it is applied there, and each lease lives on by that.
+    async fn keep_clock_shared(&self, node: &Node) {
+        loop {
+            tokio::time::sleep(limits::LEASE_STAMP_INTERVAL).await;
+            let shared_at = node.shared().clock.shared_at();
+            let age = shared_at.map(|at| clock::now().saturating_duration_since(at));
+            let is_old = age.is_none_or(|age| age >= limits::LEASE_STAMP_INTERVAL);
+            let has_leases =
+                self.inner.lock().table.as_ref().is_some_and(|table| !table.is_empty());
+            if is_old && has_leases {
+                self.share_clock(node).await;
+            }
         }
     }
 
@@ -321,15 +355,20 @@ impl Lessor {
     async fn renew_waiting(self: Arc<Self>, node: Arc<Node>) {
         loop {
             let woken = self.renewals.notified();
-            if self.inner.lock().waiting.is_empty() {
-                woken.await;
-            } else {
+            let look_at = {
+                let inner = self.inner.lock();
+                let poll_at = clock::now() + limits::LEASE_ENDING_POLL;
+                if inner.waiting.is_empty() { inner.resting.1 } else { Some(poll_at) }
+            };
+            match look_at {
+                None => woken.await,
                 // Either way there is something to look at.
-                drop(tokio::time::timeout(limits::LEASE_ENDING_POLL, woken).await);
+                Some(at) => drop(tokio::time::timeout_at(at.into(), woken).await),
             }
             loop {
                 let began = clock::now();
-                let batch = self.take_batch(node.clock_ms());
+                self.fail_late(&node, began);
+                let batch = self.take_batch(began, node.clock_ms());
                 if batch.is_empty() {
                     break;
                 }
@@ -345,7 +384,6 @@ impl Lessor {
                     self.gather(began).await;
                 }
             }
-            self.fail_late(&node, clock::now());
         }
     }
 
@@ -360,10 +398,12 @@ impl Lessor {
         }
     }
 
-    /// The keep-alives that can be renewed now; those of ending leases stay.
-    fn take_batch(&self, now_ms: u64) -> Vec<Waiting> {
+    /// The keep-alives that can be renewed now; those of ending leases rest.
+    fn take_batch(&self, now: Instant, now_ms: u64) -> Vec<Waiting> {
         let mut inner = self.inner.lock();
+        inner.wake_rested(now);
         let waiting = std::mem::take(&mut inner.waiting);
+        let mut ending = Vec::new();
         let mut batch = Vec::with_capacity(waiting.len().min(limits::LEASE_RENEWALS_MAX));
         for one in waiting {
             let is_ending =
@@ -371,12 +411,15 @@ impl Lessor {
             if is_ending && one.shard.is_none() {
                 // A peer that gave up does not wait.
                 one.sender.send(Ok(ASK_AGAIN)).ok();
-            } else if is_ending || batch.len() == limits::LEASE_RENEWALS_MAX {
+            } else if is_ending {
+                ending.push(one);
+            } else if batch.len() == limits::LEASE_RENEWALS_MAX {
                 inner.waiting.push(one);
             } else {
                 batch.push(one);
             }
         }
+        inner.rest(ending, now);
         batch
     }
 
@@ -428,14 +471,14 @@ impl Lessor {
     /// Answers a batch; without an outcome, and where the leader asks for it, it waits again.
     fn answer(&self, batch: Vec<Waiting>, renewed: Option<Vec<(i64, i64)>>) {
         let mut answers = Answers::new(self.shards.len());
-        let mut again = Vec::new();
+        let (mut again, mut ending) = (Vec::new(), Vec::new());
         let ttl_of = |renewed: &[(i64, i64)], id| {
             renewed.binary_search_by_key(&id, |&(id, _)| id).map_or(0, |at| renewed[at].1)
         };
         for one in batch {
             match &renewed {
                 Some(renewed) => match ttl_of(renewed, one.id) {
-                    ASK_AGAIN => again.push(one),
+                    ASK_AGAIN => ending.push(one),
                     ttl_seconds => answers.add(one, Ok(ttl_seconds)),
                 },
                 // The peer asks who leads now.
@@ -443,7 +486,10 @@ impl Lessor {
                 None => again.push(one),
             }
         }
-        self.inner.lock().waiting.append(&mut again);
+        let mut inner = self.inner.lock();
+        inner.waiting.append(&mut again);
+        inner.rest(ending, clock::now());
+        drop(inner);
         answers.deliver(&self.shards);
     }
 
@@ -451,8 +497,13 @@ impl Lessor {
     fn fail_late(&self, node: &Node, now: Instant) {
         let late: Vec<Waiting> = {
             let mut inner = self.inner.lock();
-            inner.waiting.extract_if(.., |one| one.deadline <= now).collect()
+            let Inner { waiting, resting, .. } = &mut *inner;
+            let is_late = |one: &mut Waiting| one.deadline <= now;
+            waiting.extract_if(.., is_late).chain(resting.0.extract_if(.., is_late)).collect()
         };
+        if late.is_empty() {
+            return;
+        }
         let has_leader = node.leadership().leader.is_some();
         let mut answers = Answers::new(self.shards.len());
         for one in late {
@@ -468,7 +519,7 @@ impl Lessor {
                 self.looks.notified().await;
                 continue;
             };
-            let wait_ms = next.saturating_sub(node.clock_ms());
+            let wait_ms = next.saturating_sub(over_ms(&node));
             if wait_ms > 0 {
                 let wait = Duration::from_millis(wait_ms).min(limits::LEASE_LOOK_MAX);
                 // Either way there is something to look at.
@@ -476,6 +527,7 @@ impl Lessor {
                 continue;
             }
             if self.expire_some(&node).await {
+                self.inner.lock().resting.1 = Some(clock::now());
                 self.renewals.notify_one();
                 tokio::time::sleep(limits::LEASE_EXPIRE_PAUSE).await;
             }
@@ -492,22 +544,24 @@ impl Lessor {
             body: Some(Body::LeaseExpire(LeaseExpire { id, expires_at_ms })),
         };
         let written = self.write(node, ended.iter().map(command).collect()).await;
-        if written.is_err()
-            && let Some(table) = &mut self.inner.lock().table
-        {
-            ended.iter().for_each(|&(id, _)| table.stays(id));
+        if written.is_err() {
+            if let Some(table) = &mut self.inner.lock().table {
+                ended.iter().for_each(|&(id, _)| table.stays(id));
+            }
+            // Without a quorum it would be refused again at once.
+            node.leader_news(limits::LEASE_ENDING_POLL).await;
         }
         true
     }
 
     fn take_ended(&self, node: &Node) -> Vec<(i64, u64)> {
-        let now_ms = node.clock_ms();
+        let over_ms = over_ms(node);
         let state = node.shared().state.read();
         let mut inner = self.inner.lock();
         let Some(table) = &mut inner.table else { return Vec::new() };
         let (mut ended, mut weight) = (Vec::new(), 0);
         while weight < limits::LEASE_EXPIRE_BATCH {
-            let Some((id, expires_at_ms)) = table.take_ended(now_ms) else { break };
+            let Some((id, expires_at_ms)) = table.take_ended(over_ms) else { break };
             weight += 1 + state.lease(id).map_or(0, |lease| lease.keys().len());
             ended.push((id, expires_at_ms));
         }
@@ -515,31 +569,10 @@ impl Lessor {
     }
 }
 
-/// Answers on their way, one delivery a serving thread.
-struct Answers {
-    by_shard: Vec<Vec<(oneshot::Sender<Renewal>, Renewal)>>,
-}
-
-impl Answers {
-    fn new(shards: usize) -> Self {
-        Answers { by_shard: (0..shards).map(|_| Vec::new()).collect() }
-    }
-
-    fn add(&mut self, one: Waiting, renewal: Renewal) {
-        match one.shard {
-            Some(shard) => self.by_shard[shard].push((one.sender, renewal)),
-            // A peer's call runs on this thread; if it gave up nobody waits.
-            None => drop(one.sender.send(renewal)),
-        }
-    }
-
-    fn deliver(self, shards: &[Arc<Shard>]) {
-        for (shard, answers) in shards.iter().zip(self.by_shard) {
-            if !answers.is_empty() {
-                shard.deliver(Delivery::Renewals(answers));
-            }
-        }
-    }
+/// What ended by this time is over. The clock shows whole milliseconds, and so it did when a lease was
+/// renewed: of the present one a part may be left.
+fn over_ms(node: &Node) -> u64 {
+    node.clock_ms().saturating_sub(1)
 }
 
 /// Whether a group did anything to leases.

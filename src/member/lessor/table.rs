@@ -59,6 +59,11 @@ impl Table {
         Table { leases, looks: looks.into_iter().collect() }
     }
 
+    /// Whether there are no leases.
+    pub(super) fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
     /// A lease was granted; `true` if it is the next to look at.
     pub(super) fn granted(&mut self, term: &LeaseTerm) -> bool {
         let &LeaseTerm { id, ttl_seconds, expires_at_ms } = term;

@@ -317,11 +317,71 @@ fn leader_ahead_of_a_promise_returns(seed: u64) -> Vec<String> {
     })
 }
 
+/// A keep-alive comes to a follower when its lease has ended, and the leader cannot write the end.
+fn end_of_a_lease_is_waited_for(seed: u64) -> Vec<String> {
+    tell(seed, async |scene| {
+        let leader = scene.leader(0..3).await;
+        let follower = (leader + 1) % 3;
+        scene.done(leader, Op::Grant(LeaseGrantRequest { id: 5, ttl: 3 })).await;
+        let stall = |time| {
+            (0..3).filter(|at| *at != leader).for_each(|at| scene.hosts[at].stall(time));
+        };
+        stall(Duration::from_secs(300));
+        sleep(Duration::from_secs(5)).await;
+        let calls = scene.world.net.counts().calls;
+        let door = door(&scene.world, &scene.hosts, follower);
+        let answer = door.call(Op::KeepAlive(LeaseKeepAliveRequest { id: 5 }));
+        drop(timeout(Duration::from_secs(10), answer).await);
+        let calls = scene.world.net.counts().calls - calls;
+        if calls > 1000 {
+            let text = format!("{calls} calls in 10 s");
+            scene.violated("a follower asks for an ending lease now and then", text);
+        }
+        stall(Duration::ZERO);
+    })
+}
+
+/// A member that was cut off leads after a long time in which nothing else was written.
+fn quiet_time_counts(seed: u64) -> Vec<String> {
+    const TTL: Duration = Duration::from_secs(60);
+    tell(seed, async |scene| {
+        let leader = scene.leader(0..3).await;
+        let left = (leader + 1) % 3;
+        let cut_off = |at: usize| {
+            (0..3).filter(|other| *other != at).for_each(|other| scene.block(at, other, true));
+        };
+        cut_off(left);
+        scene.done(leader, Op::Grant(LeaseGrantRequest { id: 5, ttl: 60 })).await;
+        let granted = clock::now();
+        let (key, value) = (Bytes::from("k"), Bytes::from("v"));
+        let put = PutRequest { key: key.clone(), value, lease: 5, ..PutRequest::default() };
+        scene.done(leader, Op::Put(put)).await;
+        sleep(Duration::from_secs(40)).await;
+        scene.world.net.heal();
+        sleep(Duration::from_secs(3)).await;
+        cut_off(leader);
+        let next = scene.leader((0..3).filter(|at| *at != leader)).await;
+        loop {
+            let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+            let read = door(&scene.world, &scene.hosts, next).call(Op::Range(get)).await;
+            if matches!(read, Outcome::Ok(Reply::Range(read)) if read.kvs.is_empty()) {
+                return;
+            }
+            let late = (clock::now() - granted).saturating_sub(TTL);
+            if late > Duration::from_secs(5) {
+                let text = format!("{late:?} after its end it is there");
+                return scene.violated("a lease ends (remaining TTL survives)", text);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+}
+
 /// A story: what it violates with a seed.
 type Story = fn(u64) -> Vec<String>;
 
 /// All stories.
-pub(crate) const STORIES: [(&str, Story); 7] = [
+pub(crate) const STORIES: [(&str, Story); 9] = [
     ("disk_of_the_leader_hangs", disk_of_the_leader_hangs),
     ("watcher_does_not_read", watcher_does_not_read),
     ("snapshot_comes_below_a_watcher", snapshot_comes_below_a_watcher),
@@ -329,6 +389,8 @@ pub(crate) const STORIES: [(&str, Story); 7] = [
     ("deposed_leader_reads", deposed_leader_reads),
     ("deposed_leader_asks", deposed_leader_asks),
     ("leader_ahead_of_a_promise_returns", leader_ahead_of_a_promise_returns),
+    ("end_of_a_lease_is_waited_for", end_of_a_lease_is_waited_for),
+    ("quiet_time_counts", quiet_time_counts),
 ];
 
 #[test]
