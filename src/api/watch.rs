@@ -3,10 +3,12 @@
 //! The task stops taking deliveries while the client does not read; then the stream's queue fills up
 //! and its watchers fall behind, which is nobody else's business.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 
 use super::grpc::{AnswerQueue, Answers, Call, RequestBody, Requests};
 use super::status::{Code, Status};
@@ -60,7 +62,7 @@ struct Header {
 
 impl Client {
     async fn run<B: RequestBody>(mut self, requests: Requests<B>, needs_leader: bool) {
-        let status = self.serve(requests, needs_leader).await;
+        let Err(status) = self.serve(requests, needs_leader).await;
         self.answers.end(status);
     }
 
@@ -69,7 +71,7 @@ impl Client {
         &mut self,
         mut requests: Requests<B>,
         needs_leader: bool,
-    ) -> Status {
+    ) -> Result<Infallible, Status> {
         let member = self.api.member.clone();
         let mut leader_lost = pin!(async {
             if needs_leader {
@@ -84,31 +86,36 @@ impl Client {
         loop {
             tokio::select! {
                 biased;
-                () = &mut leader_lost => return Error::NoLeader.into(),
-                room = self.answers.room() => if room.is_err() { return canceled() },
+                () = &mut leader_lost => return Err(Error::NoLeader.into()),
+                room = self.answers.room() => if room.is_err() { return Err(canceled()) },
             }
             if self.send_waiting() {
+                // Who reads slowly is heard, too.
+                if is_open && let Some(request) = requests.next().now_or_never() {
+                    is_open = self.hear(request)?;
+                }
                 continue;
             }
             // Nothing is lost in a branch that is dropped: all of them can be asked again. Requests do
             // not hold up deliveries, of which all that wait are sent before the next one is taken.
             tokio::select! {
                 biased;
-                request = requests.next(), if is_open => match request {
-                    Some(Ok(message)) => {
-                        if let Err(status) = self.take(message) {
-                            return status;
-                        }
-                    }
-                    Some(Err(status)) if status.code == Code::Cancelled => return canceled(),
-                    Some(Err(status)) => return status,
-                    None => is_open = false,
-                },
+                request = requests.next(), if is_open => is_open = self.hear(request)?,
                 delivery = self.stream.next() => self.send(delivery),
                 _ = ticks.tick() => self.stream.tick(),
-                () = self.answers.gone() => return canceled(),
-                () = &mut leader_lost => return Error::NoLeader.into(),
+                () = self.answers.gone() => return Err(canceled()),
+                () = &mut leader_lost => return Err(Error::NoLeader.into()),
             }
+        }
+    }
+
+    /// Carries out what came from the client; false if that was its end.
+    fn hear(&mut self, request: Option<Result<Bytes, Status>>) -> Result<bool, Status> {
+        match request {
+            Some(Ok(message)) => self.take(message).map(|()| true),
+            Some(Err(status)) if status.code == Code::Cancelled => Err(canceled()),
+            Some(Err(status)) => Err(status),
+            None => Ok(false),
         }
     }
 

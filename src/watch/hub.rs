@@ -123,24 +123,24 @@ pub(super) struct Stream {
     /// Ids of watchers that compaction ended. As in etcd they stay taken until they are canceled.
     ended: BTreeSet<i64>,
     next_id: i64,
-    queue: VecDeque<Queued>,
-    bytes: usize,
+    pub(super) queue: VecDeque<Queued>,
+    pub(super) bytes: usize,
     bytes_max: usize,
     /// The queue was full and is not yet half empty.
     pub(super) is_blocked: bool,
     pub(super) unsynced: usize,
-    /// Its progress is to be told at this revision or later.
-    pub(super) wanted_progress: Option<i64>,
+    /// Its progress is to be told at the first of these revisions or later, and then at the last.
+    pub(super) wanted_progress: Option<(i64, i64)>,
     waker: Option<Waker>,
 }
 
 /// A delivery in a queue.
 #[derive(Debug)]
-struct Queued {
+pub(super) struct Queued {
     /// The watcher, as slot and generation; it is dropped if that is gone. None for the stream.
     of: Option<(u32, u64)>,
-    bytes: usize,
-    delivery: Delivery,
+    pub(super) bytes: usize,
+    pub(super) delivery: Delivery,
 }
 
 impl Hub {
@@ -168,7 +168,10 @@ impl Hub {
     pub fn take(&self, news: News) {
         self.with(|inner| match news {
             News::Events(batch) => inner.offer(&batch),
-            News::Resync { next } => inner.board.resync(next),
+            News::Resync { next } => {
+                inner.board.resync(next);
+                inner.board.settle_progress();
+            }
         });
     }
 
@@ -293,6 +296,7 @@ impl Inner {
             if board.next <= now.current {
                 board.awaited = board.awaited.max(now.current + 1);
             }
+            board.take_back_progress(at, next);
         }
         Ok(Created { id, revision: now.current })
     }
@@ -304,7 +308,10 @@ impl Inner {
             return true;
         }
         let slot = stream.ids.get(&id).copied();
-        slot.map(|slot| self.remove(slot)).is_some()
+        let Some(slot) = slot else { return false };
+        self.remove(slot);
+        self.board.settle_progress();
+        true
     }
 
     fn remove(&mut self, slot: u32) {

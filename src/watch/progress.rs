@@ -24,10 +24,34 @@ impl Board {
         if stream.ids.is_empty() {
             return;
         }
-        if stream.wanted_progress.replace(revision).is_none() {
-            self.progress.push(at);
+        match &mut stream.wanted_progress {
+            // Who asks again and again is answered nevertheless.
+            Some((_, last)) => *last = revision,
+            none => {
+                *none = Some((revision, revision));
+                self.progress.push(at);
+            }
         }
         self.settle_progress();
+    }
+
+    /// What waits to be told of a stream must not overtake a new watcher from revision `from` on: it
+    /// is told later.
+    pub(super) fn take_back_progress(&mut self, at: u32, from: i64) {
+        let stream = self.stream_mut(at);
+        let (mut bytes, mut told) = (0, None);
+        stream.queue.retain(|queued| match queued.delivery {
+            Delivery::Progress { watch_id: WHOLE_STREAM, revision } if revision >= from => {
+                bytes += queued.bytes;
+                told = Some(revision);
+                false
+            }
+            _ => true,
+        });
+        stream.bytes -= bytes;
+        if let Some(revision) = told {
+            self.want_progress(at, revision);
+        }
     }
 
     /// Tells the progress of the streams that are as far as they wanted to be.
@@ -38,6 +62,7 @@ impl Board {
         let waiting = std::mem::take(&mut self.progress);
         for at in waiting {
             let told = self.next - 1;
+            let wanted = self.stream(at).wanted_progress.filter(|(_, last)| *last > told);
             match self.progress_of(at) {
                 Standing::Behind => {
                     self.progress.push(at);
@@ -47,15 +72,19 @@ impl Board {
                     let delivery = Delivery::Progress { watch_id: WHOLE_STREAM, revision: told };
                     self.push(at, None, delivery);
                 }
-                Standing::NotBegun => {}
+                Standing::NotBegun => {
+                    self.stream_mut(at).wanted_progress = None;
+                    continue;
+                }
             }
-            self.stream_mut(at).wanted_progress = None;
+            self.stream_mut(at).wanted_progress = wanted.map(|(_, last)| (last, last));
+            self.progress.extend(wanted.map(|_| at));
         }
     }
 
     fn progress_of(&self, at: u32) -> Standing {
         let stream = self.stream(at);
-        let wanted = stream.wanted_progress.unwrap_or_default();
+        let wanted = stream.wanted_progress.map_or(0, |(first, _)| first);
         if stream.ids.is_empty() {
             return Standing::NotBegun;
         }

@@ -265,6 +265,33 @@ fn progress_waits_for_all_events() {
     assert_eq!(taken(&stream), [], "one watcher has not begun");
 }
 
+/// A revision that is told stands for all watchers, also one that came while it waited to be sent.
+#[test]
+fn progress_does_not_overtake_a_new_watcher() {
+    let member = Member::new(1 << 20, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    member.watch(&stream, "b", "", 0);
+    member.put("a", "");
+    stream.request_progress(2);
+    let id = member.watch(&stream, "a", "", 2);
+    assert_eq!(taken(&stream), [], "progress is told when the new watcher has its event");
+    member.settle();
+    assert_eq!(taken(&stream), [(id, 2, vec![2]), (-1, 2, vec![])]);
+}
+
+#[test]
+fn progress_is_told_to_who_asks_too_often() {
+    let member = Member::new(0, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    member.watch(&stream, "b", "", 0);
+    for revision in 2..=4 {
+        stream.request_progress(revision);
+        stream.request_progress(revision + 1);
+        member.put("a", "");
+        assert_eq!(taken(&stream), [(-1, revision, vec![])]);
+    }
+}
+
 #[test]
 fn ticks_tell_quiet_watchers_how_far_they_are() {
     let member = Member::new(0, 1 << 20);
