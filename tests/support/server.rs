@@ -1,16 +1,18 @@
 //! One member as a process of its own: started with etcd's flags, killed when dropped.
 //!
 //! The same starter runs Quorate and a real etcd, because both take the same flags and both say
-//! `ready to serve client requests` on stderr. Ports are chosen by the kernel: a listener is bound
-//! to port 0, its port is read, and it is closed just before the member starts.
+//! `ready to serve client requests` on stderr. Each gets ports of its own that are free, from below
+//! those that the kernel gives to outgoing connections: one of these could take a member's port before
+//! it starts, or between a kill and the next start.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use quorate::clock;
@@ -40,11 +42,19 @@ pub(crate) fn program_under_test() -> PathBuf {
     }
 }
 
-/// A URL on the loopback address with a port that was free a moment ago.
+/// The ports that members get; Linux gives outgoing connections those from 32768 on.
+const PORTS: std::ops::Range<u32> = 10_000..32_768;
+
+/// A URL on the loopback address with a port that is free and that nobody else here was given.
 fn free_url() -> String {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind to port 0");
-    let address = listener.local_addr().expect("a bound listener has an address");
-    format!("http://{address}")
+    static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(fastrand::u32(PORTS)));
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
+        let port = u16::try_from(PORTS.start + number).expect("ports have 16 bits");
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return format!("http://127.0.0.1:{port}");
+        }
+    }
 }
 
 /// Where one member listens and what it is called.
