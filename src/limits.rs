@@ -94,6 +94,15 @@ pub const PEER_MESSAGE_BYTES_MAX: usize = 1 << 30;
 /// A member that does not accept a connection within this is unreachable.
 pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long another member may take to tell a member without data whether it is new.
+pub const STANDING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long such a member pauses until it asks again.
+pub const STANDING_RETRY: Duration = Duration::from_millis(100);
+
+/// How often it tells the operator that it waits.
+pub const STANDING_NEWS_INTERVAL: Duration = Duration::from_secs(5);
+
 /// HTTP/2 pings to other members, also on idle connections.
 pub const PEER_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -115,6 +124,9 @@ pub const PEER_BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 
 /// Appends under way to one follower; more wait in openraft.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// Bytes of them, or one message that is larger.
+pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 16 * 1024 * 1024;
 
 /// Bytes that may wait for the storage; beyond it applying pauses, and with it, soon, proposing.
 pub const STORAGE_BACKLOG_BYTES_MAX: usize = 16 * 1024 * 1024;

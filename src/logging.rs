@@ -128,11 +128,13 @@ where
         LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
         LogLevel::Panic | LogLevel::Fatal => (LevelFilter::OFF, LevelFilter::OFF),
     };
+    // openraft warns of each message that does not arrive; ours say once that a member is away.
+    let raft = if level == LogLevel::Debug { foreign } else { foreign.min(LevelFilter::ERROR) };
+    let targets = Targets::new().with_default(foreign);
+    let targets = targets.with_target("openraft", raft).with_target("quorate", ours);
     let lines =
         tracing_subscriber::fmt::layer().event_format(Lines { format }).with_writer(outputs);
-    tracing_subscriber::registry()
-        .with(Targets::new().with_default(foreign).with_target("quorate", ours))
-        .with(lines)
+    tracing_subscriber::registry().with(targets).with(lines)
 }
 
 /// The shape of a line, as a formatter of tracing-subscriber.
@@ -406,10 +408,11 @@ mod tests {
             tracing::debug!("own debug");
             tracing::info!("own info");
             tracing::info!(target: "openraft::core", "foreign info");
+            tracing::warn!(target: "openraft::core", "a message did not arrive");
             tracing::error!(target: "openraft::core", "foreign error");
         };
         let count = |level| logged(level, LogFormat::Json, act).lines().count();
-        assert_eq!(count(LogLevel::Debug), 4);
+        assert_eq!(count(LogLevel::Debug), 5);
         assert_eq!(count(LogLevel::Info), 2);
         assert_eq!(count(LogLevel::Error), 1);
         assert_eq!(count(LogLevel::Fatal), 0);

@@ -21,6 +21,7 @@
 use crate::state::{Applied, Event, State};
 use crate::storage::Backend;
 
+mod checkpoints;
 mod cluster_clock;
 pub mod codec;
 mod confirm;
@@ -30,6 +31,7 @@ mod line;
 mod log_hold;
 pub mod log_store;
 mod network;
+mod newcomer;
 mod node;
 pub mod peers;
 mod ring;
@@ -45,6 +47,7 @@ mod wire;
 pub use cluster_clock::ClusterClock;
 pub use home::{SledHome, Stage, StateHome};
 pub use line::{Connector, Line, LineError, Tcp, Transport};
+pub use newcomer::is_new;
 pub use node::{Leadership, Node, NodeOptions, NodeParts, StartError};
 pub use service::{Forwarded, PeerService};
 pub use shared::{Shared, SoleVoter};

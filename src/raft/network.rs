@@ -19,7 +19,9 @@ use openraft::raft::{
 };
 use parking_lot::Mutex;
 use prost::Message;
+use tokio::sync::Semaphore;
 
+use super::checkpoints::LogFloor;
 use super::codec;
 use super::line::Line;
 use super::peers::Peers;
@@ -37,11 +39,12 @@ type AppendStream<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPC
 /// Makes a client for each member and purpose.
 pub(crate) struct Network {
     peers: Arc<Peers>,
+    log_floor: Arc<LogFloor>,
 }
 
 impl Network {
-    pub(crate) fn new(peers: Arc<Peers>) -> Self {
-        Network { peers }
+    pub(crate) fn new(peers: Arc<Peers>, log_floor: Arc<LogFloor>) -> Self {
+        Network { peers, log_floor }
     }
 }
 
@@ -50,7 +53,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: u64, node: &MemberNode) -> PeerLink {
         self.peers.learn(std::iter::once((target, node.peer_urls.as_slice())));
-        PeerLink { peers: Arc::clone(&self.peers), target, channel: None, failures: 0 }
+        let (peers, log_floor) = (Arc::clone(&self.peers), Arc::clone(&self.log_floor));
+        PeerLink { peers, log_floor, target, channel: None, failures: 0, is_away: false }
     }
 }
 
@@ -58,9 +62,12 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 /// for snapshots.
 pub(crate) struct PeerLink {
     peers: Arc<Peers>,
+    log_floor: Arc<LogFloor>,
     target: u64,
     channel: Option<Line>,
     failures: usize,
+    /// The last call failed.
+    is_away: bool,
 }
 
 impl PeerLink {
@@ -82,10 +89,20 @@ impl PeerLink {
     fn failed(&mut self, status: &tonic::Status) -> RPCError<TypeConfig> {
         self.channel = None;
         self.failures += 1;
+        self.is_away = true;
+        self.peers.lost(self.target, status);
         if status.code() == tonic::Code::Unavailable {
             Unreachable::new(status).into()
         } else {
             NetworkError::new(status).into()
+        }
+    }
+
+    /// The other end has answered.
+    fn answered(&mut self) {
+        if self.is_away {
+            self.is_away = false;
+            self.peers.found(self.target);
         }
     }
 
@@ -100,8 +117,11 @@ impl PeerLink {
         call.set_timeout(option.hard_ttl());
         let answer = if pre_vote { client.pre_vote(call).await } else { client.vote(call).await };
         match answer {
-            Ok(response) => wire::vote_response_from_pb(response.into_inner())
-                .map_err(|error| NetworkError::new(&error).into()),
+            Ok(response) => {
+                self.answered();
+                wire::vote_response_from_pb(response.into_inner())
+                    .map_err(|error| NetworkError::new(&error).into())
+            }
             Err(status) => Err(self.failed(&status)),
         }
     }
@@ -141,12 +161,14 @@ impl Unacknowledged {
         self.0.push_back((now, bytes));
     }
 
-    /// The oldest has arrived. The next one had to wait behind it, so its time begins only now.
-    fn acknowledged(&mut self, now: Instant) {
-        self.0.pop_front();
+    /// The oldest has arrived; returns its bytes. The next one had to wait behind it, so its time
+    /// begins only now.
+    fn acknowledged(&mut self, now: Instant) -> usize {
+        let arrived = self.0.pop_front();
         if let Some((since, _)) = self.0.front_mut() {
             *since = now;
         }
+        arrived.map_or(0, |(_, bytes)| bytes)
     }
 
     /// Whether even a slow link would have brought the oldest by `now`.
@@ -166,16 +188,20 @@ fn crossing_time(bytes: usize) -> Duration {
 impl NetStreamAppend<TypeConfig> for PeerLink {
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _option: RPCOption,
     ) -> BoxFuture<'s, Result<AppendStream<'s>, RPCError<TypeConfig>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         Box::pin(async move {
+            // openraft waits after a failure, but within its stream only. So there must be something
+            // to send before the call is made, or a member that is away is called without a pause.
+            let Some(first) = input.next().await else { return Ok(stream::empty().boxed()) };
+            let input = stream::iter([first]).chain(input);
             let mut client = self.client()?;
             let sent = Arc::new(Mutex::new(Unacknowledged::default()));
-            let window = Arc::new(tokio::sync::Semaphore::new(limits::APPENDS_IN_FLIGHT_MAX));
+            let window = Arc::new(Window::new());
             let requests = encode_appends(input, Arc::clone(&sent), Arc::clone(&window));
             let call = self.peers.request(self.target, requests);
             let opened =
@@ -197,21 +223,54 @@ impl NetStreamAppend<TypeConfig> for PeerLink {
     }
 }
 
-/// Turns openraft's requests into messages, at most [`limits::APPENDS_IN_FLIGHT_MAX`] ahead.
+/// How much may be sent ahead of the acknowledgements: messages, and their bytes.
+struct Window {
+    messages: Semaphore,
+    bytes: Semaphore,
+}
+
+impl Window {
+    fn new() -> Window {
+        let messages = Semaphore::new(limits::APPENDS_IN_FLIGHT_MAX);
+        Window { messages, bytes: Semaphore::new(limits::APPEND_BYTES_IN_FLIGHT_MAX) }
+    }
+
+    /// A message that is larger than the whole window has it for itself.
+    fn share(bytes: usize) -> usize {
+        bytes.min(limits::APPEND_BYTES_IN_FLIGHT_MAX)
+    }
+
+    /// Waits until a message of `bytes` may be sent; `None` once nobody acknowledges any more.
+    async fn enter(&self, bytes: usize) -> Option<()> {
+        let share = u32::try_from(Window::share(bytes)).ok()?;
+        self.bytes.acquire_many(share).await.ok()?.forget();
+        Some(())
+    }
+
+    /// The message of `bytes` has arrived.
+    fn leave(&self, bytes: usize) {
+        self.messages.add_permits(1);
+        self.bytes.add_permits(Window::share(bytes));
+    }
+}
+
+/// Turns openraft's requests into messages, as far ahead as the window allows.
 fn encode_appends<S>(
     input: S,
     sent: Arc<Mutex<Unacknowledged>>,
-    window: Arc<tokio::sync::Semaphore>,
+    window: Arc<Window>,
 ) -> impl Stream<Item = AppendRequest> + Send + 'static
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
     stream::unfold((input, sent, window), |(mut input, sent, window)| async move {
-        // The permit comes back with the acknowledgement.
-        window.acquire().await.ok()?.forget();
+        // The permits come back with the acknowledgement.
+        window.messages.acquire().await.ok()?.forget();
         let request = wire::append_request_to_pb(input.next().await?);
         // Only adds up lengths; nothing is encoded here.
-        sent.lock().sent(request.encoded_len(), clock::now());
+        let bytes = request.encoded_len();
+        window.enter(bytes).await?;
+        sent.lock().sent(bytes, clock::now());
         Some((request, (input, sent, window)))
     })
 }
@@ -221,7 +280,7 @@ struct Acknowledgements<'s> {
     link: &'s mut PeerLink,
     responses: tonic::Streaming<AppendResponse>,
     sent: Arc<Mutex<Unacknowledged>>,
-    window: Arc<tokio::sync::Semaphore>,
+    window: Arc<Window>,
 }
 
 impl Acknowledgements<'_> {
@@ -234,9 +293,16 @@ impl Acknowledgements<'_> {
                 tokio::time::timeout(limits::APPEND_ACK_TIMEOUT / 4, self.responses.message());
             match wait.await {
                 Ok(Ok(Some(response))) => {
-                    self.sent.lock().acknowledged(clock::now());
-                    self.window.add_permits(1);
-                    return Some(append_result(response));
+                    let bytes = self.sent.lock().acknowledged(clock::now());
+                    self.window.leave(bytes);
+                    self.link.answered();
+                    let result = append_result(response);
+                    if let Ok(Ok(Some(matched))) = &result
+                        && self.link.log_floor.is_above(matched.index)
+                    {
+                        return Some(Err(self.link.failed(&too_slow())));
+                    }
+                    return Some(result);
                 }
                 Ok(Ok(None)) => return None,
                 Ok(Err(status)) => return Some(Err(self.link.failed(&status))),
@@ -253,6 +319,10 @@ impl Acknowledgements<'_> {
 
 fn no_acknowledgement() -> tonic::Status {
     tonic::Status::unavailable("the member acknowledges no appends")
+}
+
+fn too_slow() -> tonic::Status {
+    tonic::Status::aborted("the member is too far behind to go on with the log")
 }
 
 fn append_result(

@@ -12,6 +12,7 @@ use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Config, LinearizerOption, Raft, RaftLogReader, ServerState, SnapshotPolicy};
 
+use super::checkpoints::LogFloor;
 use super::confirm::Confirmations;
 use super::contact::Contact;
 use super::log_store::LogStore;
@@ -22,7 +23,6 @@ use super::state_machine::StateMachine;
 use super::types::{MemberNode, ProposalBytes, TypeConfig};
 use super::{Observer, StateHome, Store, WriteError};
 use crate::clock;
-use crate::limits;
 use crate::mutants;
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::{LeaseTimeToLiveReply, LeaseTimeToLiveRequest};
@@ -43,6 +43,8 @@ pub struct NodeOptions {
     pub catchup_entries: u64,
     /// `--snapshot-count`: entries between two checkpoints.
     pub snapshot_count: u64,
+    /// Bytes of log to keep for followers that lag.
+    pub log_retained_bytes_max: u64,
     /// How the state is opened.
     pub state_options: Options,
 }
@@ -78,8 +80,8 @@ pub struct Leadership {
 
 /// This member's raft.
 pub struct Node {
-    raft: OurRaft,
-    shared: Arc<Shared>,
+    pub(super) raft: OurRaft,
+    pub(super) shared: Arc<Shared>,
     peers: Arc<Peers>,
     sole_voter: Arc<SoleVoter>,
     leadership: watch::Sender<Leadership>,
@@ -88,7 +90,8 @@ pub struct Node {
     is_stopping: AtomicBool,
     confirmations: Confirmations,
     contact: Contact,
-    options: NodeOptions,
+    pub(super) log_floor: Arc<LogFloor>,
+    pub(super) options: NodeOptions,
 }
 
 impl Node {
@@ -111,7 +114,8 @@ impl Node {
             home,
             sole_voter: Arc::clone(&sole_voter),
         });
-        let network = Network::new(Arc::clone(&peers));
+        let log_floor = Arc::new(LogFloor::default());
+        let network = Network::new(Arc::clone(&peers), Arc::clone(&log_floor));
         let machine = StateMachine::new(Arc::clone(&shared));
         let raft = Raft::new(options.member_id, config, network, log, machine)
             .await
@@ -132,6 +136,7 @@ impl Node {
             is_stopping: AtomicBool::new(false),
             confirmations: Confirmations::default(),
             contact,
+            log_floor,
             options,
         });
         tasks::spawn("raft-status", Arc::clone(&node).follow_status());
@@ -308,6 +313,24 @@ impl Node {
         let metrics = self.raft.data_metrics();
         let metrics = metrics.borrow_watched();
         metrics.local_committed.as_ref().map_or(0, |id| id.index())
+    }
+
+    /// Waits until raft has taken up all that it was given.
+    pub(super) async fn idle(&self) -> Result<(), Fatal<TypeConfig>> {
+        self.raft.with_raft_state(|_| ()).await
+    }
+
+    /// The last entry of this member's log.
+    pub(super) fn last_log_index(&self) -> Option<u64> {
+        self.raft.metrics().borrow_watched().last_log_index
+    }
+
+    /// Whether this member leads and `follower` has acknowledged part of its log.
+    pub(super) fn has_acknowledged(&self, follower: u64) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref();
+        replication.and_then(|all| all.get(&follower)).is_some_and(Option::is_some)
     }
 
     /// Ids and nodes of all members, and whether each votes.
@@ -509,45 +532,6 @@ impl Node {
         if !matches!(fatal, Fatal::Stopped) && !is_stopping {
             tracing::error!(%fatal, "raft stopped; the member exits");
             self.shared.observer.fatal(&fatal.to_string());
-        }
-    }
-
-    /// Makes the state durable from time to time and drops log that nobody needs any more.
-    async fn checkpoint_and_purge(self: Arc<Self>) {
-        let mut checkpointed = self.shared.applied_index();
-        let mut last = clock::now();
-        let mut applied = self.shared.applied();
-        loop {
-            tokio::time::sleep(limits::CHECKPOINT_POLL).await;
-            let index = *applied.borrow_and_update();
-            let entries = index.saturating_sub(checkpointed);
-            let bytes = self.shared.log.retained_bytes();
-            let due = entries >= self.options.snapshot_count
-                || bytes >= limits::LOG_RETAINED_BYTES_MAX
-                || clock::now().saturating_duration_since(last) >= limits::CHECKPOINT_INTERVAL;
-            if entries == 0 || !due {
-                continue;
-            }
-            checkpointed = index;
-            last = clock::now();
-            if self.raft.trigger().snapshot().await.is_err() {
-                return;
-            }
-            if self.shared.log_hold.holds(clock::now()) {
-                continue;
-            }
-            let entries = self.options.catchup_entries;
-            let purgeable =
-                self.shared.log.purge_index_keeping(entries, limits::LOG_RETAINED_BYTES_MAX / 2);
-            // Not what openraft takes for a snapshot: at start it asks for the current one, which may
-            // be ahead of the disk, and the one that was triggered just now is not there yet.
-            let durable = self.shared.checkpointed_index();
-            let purgeable = purgeable.map(|upto| upto.min(durable)).filter(|upto| *upto > 0);
-            if let Some(upto) = purgeable
-                && self.raft.trigger().purge_log(upto).await.is_err()
-            {
-                return;
-            }
         }
     }
 }

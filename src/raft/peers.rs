@@ -5,11 +5,11 @@
 //! snapshots have a connection each. Addresses are looked up whenever a channel is made, so that a
 //! member that moved is found again without a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 use super::WriteError;
@@ -19,7 +19,7 @@ use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::peer_client::PeerClient;
 use crate::pb::quorate::peer::{
     LeaseRenewRequest, LeaseTimeToLiveReply, LeaseTimeToLiveRequest, ProposeRequest,
-    ReadIndexRequest,
+    ReadIndexRequest, Standing, StandingRequest,
 };
 
 /// Metadata keys that every call between members carries.
@@ -36,6 +36,8 @@ pub struct Peers {
     connector: Arc<dyn Connector>,
     addresses: RwLock<BTreeMap<u64, Vec<String>>>,
     channels: RwLock<BTreeMap<u64, (String, Line)>>,
+    /// Members that could not be reached when last tried.
+    away: Mutex<BTreeSet<u64>>,
 }
 
 /// Why there is no channel to a member.
@@ -66,6 +68,7 @@ impl Peers {
             connector,
             addresses: RwLock::default(),
             channels: RwLock::default(),
+            away: Mutex::default(),
         })
     }
 
@@ -98,6 +101,21 @@ impl Peers {
         let urls = addresses.get(&target).filter(|urls| !urls.is_empty());
         let urls = urls.ok_or(PeerError::UnknownMember(target))?;
         Ok(urls[attempt % urls.len()].clone())
+    }
+
+    /// Tells the operator, once, that `target` cannot be reached.
+    pub(crate) fn lost(&self, target: u64, status: &tonic::Status) {
+        if self.away.lock().insert(target) {
+            let member = format!("{target:x}");
+            tracing::warn!(member, error = status.message(), "a member cannot be reached");
+        }
+    }
+
+    /// Tells the operator, once, that `target` is back.
+    pub(crate) fn found(&self, target: u64) {
+        if self.away.lock().remove(&target) {
+            tracing::info!(member = format!("{target:x}"), "a member can be reached again");
+        }
     }
 
     /// The shared connection for single calls to `target`.
@@ -182,6 +200,18 @@ impl Peers {
         let mut request = self.request(leader, request);
         request.set_timeout(timeout);
         Ok(client.lease_time_to_live(request).await?.into_inner())
+    }
+
+    /// Asks `target` what it knows of this member.
+    pub(crate) async fn standing(
+        &self,
+        target: u64,
+        timeout: Duration,
+    ) -> Result<Standing, tonic::Status> {
+        let mut client = PeerClient::new(self.channel(target).map_err(unavailable)?);
+        let mut request = self.request(target, StandingRequest {});
+        request.set_timeout(timeout);
+        Ok(client.standing(request).await?.into_inner().standing())
     }
 
     /// Has `leader` propose `group`.

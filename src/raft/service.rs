@@ -1,14 +1,14 @@
 //! What this member answers to the others: the `Peer` service.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::node::Node;
-use super::peers::NOT_APPENDED;
+use super::peers::{NOT_APPENDED, Peers};
 use super::snapshot::receive_snapshot;
 use super::{WriteError, codec, wire};
 use crate::pb::quorate::command::Group;
@@ -16,8 +16,8 @@ use crate::pb::quorate::peer::peer_server::Peer;
 use crate::pb::quorate::peer::{
     AppendRequest, AppendResponse, ConfirmReply, ConfirmRequest, LeaseRenewReply,
     LeaseRenewRequest, LeaseTimeToLiveReply, LeaseTimeToLiveRequest, ProposeReply, ProposeRequest,
-    ReadIndexReply, ReadIndexRequest, SnapshotFrame, SnapshotReply, TransferLeaderReply,
-    TransferLeaderRequest, VoteRequest, VoteResponse,
+    ReadIndexReply, ReadIndexRequest, SnapshotFrame, SnapshotReply, Standing, StandingReply,
+    StandingRequest, TransferLeaderReply, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 
 /// What the raft layer needs from the member to answer its peers.
@@ -36,20 +36,40 @@ pub trait Forwarded: Send + Sync + 'static {
 }
 
 /// The `Peer` service of one member.
+///
+/// It may be served before the member has any data, so that members of a new cluster learn from each
+/// other that it is new; all but `Standing` is refused until [`PeerService::begin`].
 pub struct PeerService {
+    peers: Arc<Peers>,
+    running: OnceLock<Running>,
+}
+
+/// What answers once raft runs.
+struct Running {
     node: Arc<Node>,
     forwarded: Arc<dyn Forwarded>,
 }
 
 impl PeerService {
-    /// Serves `node`; forwarded requests go to `forwarded`.
-    pub fn new(node: Arc<Node>, forwarded: Arc<dyn Forwarded>) -> Self {
-        PeerService { node, forwarded }
+    /// Serves the member that `peers` belong to. A member with data must not be served until it begins.
+    pub fn new(peers: Arc<Peers>) -> Arc<Self> {
+        Arc::new(PeerService { peers, running: OnceLock::new() })
     }
 
-    /// The member that calls, if it is one of ours.
-    fn check<T>(&self, request: &Request<T>) -> Result<u64, Status> {
-        self.node.peers().check(request.metadata())
+    /// From now on `node` answers; forwarded requests go to `forwarded`.
+    ///
+    /// # Panics
+    /// If it has begun.
+    pub fn begin(&self, node: Arc<Node>, forwarded: Arc<dyn Forwarded>) {
+        let is_first = self.running.set(Running { node, forwarded }).is_ok();
+        assert!(is_first, "a member begins once");
+    }
+
+    /// The member that calls, if it is one of ours, and who answers it.
+    fn check<T>(&self, request: &Request<T>) -> Result<(u64, &Running), Status> {
+        let from = self.peers.check(request.metadata())?;
+        let running = self.running.get();
+        Ok((from, running.ok_or_else(|| Status::unavailable("the member is starting"))?))
     }
 }
 
@@ -61,16 +81,21 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let sender = self.check(&request)?;
+        let (sender, running) = self.check(&request)?;
         // A broken stream ends the session; the leader opens another.
-        let from = (request.into_inner(), Arc::clone(&self.node));
-        let requests = stream::unfold(from, move |(mut messages, node)| async move {
+        let from = (request.into_inner(), Arc::clone(&running.node), true);
+        let requests = stream::unfold(from, move |(mut messages, node, is_first)| async move {
             let message = messages.message().await.ok()??;
             let request = wire::append_request_from_pb(message, sender).ok()?;
             node.contact().heard();
-            Some((request, (messages, node)))
+            if is_first {
+                // What came on streams that have ended may still wait for the disk. No more is read
+                // meanwhile, or a leader that tries again and again would fill the memory.
+                node.idle().await.ok()?;
+            }
+            Some((request, (messages, node, false)))
         });
-        let answers = self.node.raft().stream_append(requests);
+        let answers = running.node.raft().stream_append(requests);
         let responses = answers.map(|answer| match answer {
             Ok(result) => Ok(wire::append_result_to_pb(&result)),
             Err(fatal) => Err(Status::unavailable(fatal.to_string())),
@@ -79,9 +104,9 @@ impl Peer for PeerService {
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
-        let from = self.check(&request)?;
+        let (from, running) = self.check(&request)?;
         let asked = wire::vote_request_from_pb(request.into_inner(), from).map_err(malformed)?;
-        let answer = self.node.raft().vote(asked).await.map_err(unavailable)?;
+        let answer = running.node.raft().vote(asked).await.map_err(unavailable)?;
         Ok(Response::new(wire::vote_response_to_pb(&answer)))
     }
 
@@ -89,9 +114,9 @@ impl Peer for PeerService {
         &self,
         request: Request<VoteRequest>,
     ) -> Result<Response<VoteResponse>, Status> {
-        let from = self.check(&request)?;
+        let (from, running) = self.check(&request)?;
         let asked = wire::vote_request_from_pb(request.into_inner(), from).map_err(malformed)?;
-        let answer = self.node.raft().pre_vote(asked).await.map_err(unavailable)?;
+        let answer = running.node.raft().pre_vote(asked).await.map_err(unavailable)?;
         Ok(Response::new(wire::vote_response_to_pb(&answer)))
     }
 
@@ -99,8 +124,8 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<SnapshotFrame>>,
     ) -> Result<Response<SnapshotReply>, Status> {
-        let from = self.check(&request)?;
-        let vote = receive_snapshot(&self.node, from, request.into_inner()).await?;
+        let (from, running) = self.check(&request)?;
+        let vote = receive_snapshot(&running.node, from, request.into_inner()).await?;
         Ok(Response::new(SnapshotReply { vote: Some(codec::vote_to_pb(&vote)) }))
     }
 
@@ -108,10 +133,11 @@ impl Peer for PeerService {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderReply>, Status> {
-        let from = self.check(&request)?;
+        let (from, running) = self.check(&request)?;
         let asked =
             wire::transfer_request_from_pb(request.into_inner(), from).map_err(malformed)?;
-        let answer = self.node.raft().handle_transfer_leader(asked).await.map_err(unavailable)?;
+        let answer =
+            running.node.raft().handle_transfer_leader(asked).await.map_err(unavailable)?;
         Ok(Response::new(wire::transfer_reply_to_pb(&answer)))
     }
 
@@ -119,8 +145,8 @@ impl Peer for PeerService {
         &self,
         request: Request<ReadIndexRequest>,
     ) -> Result<Response<ReadIndexReply>, Status> {
-        self.check(&request)?;
-        match self.forwarded.read_index().await {
+        let (_, running) = self.check(&request)?;
+        match running.forwarded.read_index().await {
             Some(index) => Ok(Response::new(ReadIndexReply { index })),
             None => Err(Status::unavailable("etcdserver: not leader")),
         }
@@ -132,8 +158,8 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<ConfirmRequest>>,
     ) -> Result<Response<Self::ConfirmStream>, Status> {
-        let from = self.check(&request)?;
-        let answers = self.node.answer_confirmations(from, request.into_inner());
+        let (from, running) = self.check(&request)?;
+        let answers = running.node.answer_confirmations(from, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -141,8 +167,8 @@ impl Peer for PeerService {
         &self,
         request: Request<LeaseRenewRequest>,
     ) -> Result<Response<LeaseRenewReply>, Status> {
-        self.check(&request)?;
-        match self.forwarded.renew_leases(request.into_inner().ids).await {
+        let (_, running) = self.check(&request)?;
+        match running.forwarded.renew_leases(request.into_inner().ids).await {
             Some(ttls) => Ok(Response::new(LeaseRenewReply { ttls })),
             None => Err(Status::unavailable("etcdserver: not leader")),
         }
@@ -152,21 +178,33 @@ impl Peer for PeerService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveReply>, Status> {
-        self.check(&request)?;
-        match self.forwarded.lease_time_to_live(request.into_inner()).await {
+        let (_, running) = self.check(&request)?;
+        match running.forwarded.lease_time_to_live(request.into_inner()).await {
             Some(reply) => Ok(Response::new(reply)),
             None => Err(Status::unavailable("etcdserver: not leader")),
         }
+    }
+
+    async fn standing(
+        &self,
+        request: Request<StandingRequest>,
+    ) -> Result<Response<StandingReply>, Status> {
+        let from = self.peers.check(request.metadata())?;
+        let standing = match self.running.get() {
+            Some(running) => running.node.standing_of(from).await,
+            None => Standing::Blank,
+        };
+        Ok(Response::new(StandingReply { standing: standing.into() }))
     }
 
     async fn propose(
         &self,
         request: Request<ProposeRequest>,
     ) -> Result<Response<ProposeReply>, Status> {
-        self.check(&request)?;
+        let (_, running) = self.check(&request)?;
         let group = request.into_inner().group;
         let group = group.ok_or_else(|| Status::invalid_argument("no group"))?;
-        match self.forwarded.propose(group).await {
+        match running.forwarded.propose(group).await {
             Ok(()) => Ok(Response::new(ProposeReply {})),
             Err(WriteError::NotAppended) => {
                 let mut status = Status::unavailable("etcdserver: not leader");

@@ -144,11 +144,14 @@ impl Dealer {
 }
 
 /// Serves the other members on the current (raft) runtime.
-pub(super) fn serve_peers(listeners: Vec<StdListener>, service: PeerService) {
-    let service = PeerServer::new(service)
+pub(super) fn serve_peers(
+    listeners: impl IntoIterator<Item = Vec<StdListener>>,
+    service: &Arc<PeerService>,
+) {
+    let service = PeerServer::from_arc(Arc::clone(service))
         .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX);
-    for listener in listeners {
+    for listener in listeners.into_iter().flatten() {
         tasks::spawn("peer-accept", accept_peers(listener, service.clone()));
     }
 }

@@ -10,6 +10,7 @@
 //! threads on its way through HTTP/2; only batches do, between the serving threads and raft.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +20,12 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::{ClusterState, Config};
 use crate::data_dir::{DataDir, Identity};
+use crate::identity::MemberId;
 use crate::member::{Member, MemberOptions, Seed, ShardSeat};
 use crate::metrics::Metrics;
 use crate::raft::peers::Peers;
 use crate::raft::types::MemberNode;
-use crate::raft::{Node, NodeOptions, NodeParts, PeerService, Tcp};
+use crate::raft::{Node, NodeOptions, NodeParts, PeerService, Tcp, is_new};
 use crate::{limits, tasks};
 
 mod connection;
@@ -34,11 +36,11 @@ mod probes;
 
 pub use open::OpenError;
 
-/// A member that has opened its data and its ports, about to run.
+/// A member that has bound its ports and locked its data directory, about to run.
 pub struct Server {
     config: Config,
     identity: Identity,
-    parts: open::Opened,
+    data_dir: DataDir,
     listeners: listen::Listeners,
 }
 
@@ -57,6 +59,19 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// The data directory is empty, and the member is not new.
+    // The beginning is etcd's text.
+    #[error(
+        "member {member_id} has already been bootstrapped, and {path} is empty: it would have \
+         forgotten what it acknowledged. Put its data directory back; or remove the member from the \
+         cluster and add it again"
+    )]
+    DataLost {
+        /// The member.
+        member_id: MemberId,
+        /// Its data directory.
+        path: PathBuf,
+    },
     /// The flags contradict each other or the data.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
@@ -69,20 +84,18 @@ pub enum ServerError {
 }
 
 impl Server {
-    /// Binds the ports and opens log and state; nothing runs yet.
+    /// Binds the ports and locks the data directory; nothing runs yet.
     ///
     /// # Errors
-    /// A port in use, a directory that is locked, foreign, damaged or of a newer format.
+    /// A port in use, a directory that is locked, foreign or of a newer format.
     pub fn open(config: Config) -> Result<Server, ServerError> {
         raise_file_limit();
         let listeners = listen::Listeners::bind(&config)?;
         let (data_dir, identity) = open_data_dir(&config)?;
-        let metrics = Arc::new(Metrics::new());
-        let parts = open::open(&config, data_dir, identity, metrics)?;
-        Ok(Server { config, identity, parts, listeners })
+        Ok(Server { config, identity, data_dir, listeners })
     }
 
-    /// Runs until a signal or a failure ends the member.
+    /// Opens log and state, and runs until a signal or a failure ends the member.
     ///
     /// # Errors
     /// Whatever keeps the member from starting.
@@ -93,14 +106,27 @@ impl Server {
     }
 
     async fn run_on_raft_thread(self, shards: usize) -> Result<ExitCode, ServerError> {
-        let Server { config, identity, parts, listeners } = self;
+        let Server { config, identity, mut data_dir, listeners } = self;
+        let mut signals = Signals::new().map_err(ServerError::Runtime)?;
+        let peers = Peers::new(identity.cluster_id.0, identity.member_id.0, Arc::new(Tcp));
+        let peer_service = PeerService::new(Arc::clone(&peers));
+        let mut peer_listeners = Some(listeners.peers);
+        if data_dir.identity().is_none() {
+            // Members of a new cluster ask each other, so this one has to answer while it asks.
+            listen::serve_peers(peer_listeners.take(), &peer_service);
+            tokio::select! {
+                admitted = check_is_new(&config, identity, &peers) => admitted?,
+                () = signals.first() => return Ok(ExitCode::SUCCESS),
+            }
+            data_dir.claim(identity).map_err(OpenError::from)?;
+        }
+        let parts = open::open(&config, data_dir, identity, Arc::new(Metrics::new()))?;
         let (fatal, mut failed) = watch::channel(None::<String>);
         let on_fatal = Arc::new(move |reason: &str| {
             fatal.send_replace(Some(reason.to_owned()));
         });
         let revision = parts.state.revision();
         let seed = Seed::new(member_options(&config, identity), shards, revision, on_fatal);
-        let peers = Peers::new(identity.cluster_id.0, identity.member_id.0, Arc::new(Tcp));
         let metrics = Arc::clone(&parts.metrics);
         let node_parts = NodeParts {
             log: parts.log,
@@ -112,15 +138,14 @@ impl Server {
         };
         let node = Node::start(node_options(&config, identity), node_parts).await?;
         let (member, seats) = seed.start(Arc::clone(&node));
-        let peer_service = PeerService::new(Arc::clone(&node), member.clone());
-        listen::serve_peers(listeners.peers, peer_service);
+        peer_service.begin(Arc::clone(&node), Arc::clone(&member) as _);
+        listen::serve_peers(peer_listeners, &peer_service);
         bootstrap(&config, &node).await?;
 
         let (stop, stopped) = watch::channel(false);
         let (ready, published) = oneshot::channel();
         let serving = ServingThreads { config: &config, member: &member, metrics: &metrics };
         let threads = serving.start(seats, &stopped, ready)?;
-        let mut signals = Signals::new().map_err(ServerError::Runtime)?;
         let accepting = async {
             if published.await.is_ok() {
                 tracing::info!("ready to serve client requests");
@@ -178,7 +203,7 @@ impl Signals {
 }
 
 fn open_data_dir(config: &Config) -> Result<(DataDir, Identity), ServerError> {
-    let mut data_dir =
+    let data_dir =
         DataDir::open(&config.data_dir, config.wal_dir.as_deref()).map_err(OpenError::from)?;
     let identity = match data_dir.identity() {
         Some(identity) => identity,
@@ -191,8 +216,35 @@ fn open_data_dir(config: &Config) -> Result<(DataDir, Identity), ServerError> {
         }
     };
     check_same_member(config, identity)?;
-    data_dir.claim(identity).map_err(OpenError::from)?;
     Ok((data_dir, identity))
+}
+
+/// A member without data must be new to its cluster, see [`crate::raft::is_new`].
+async fn check_is_new(
+    config: &Config,
+    identity: Identity,
+    peers: &Peers,
+) -> Result<(), ServerError> {
+    let members = initial_members(config);
+    peers.learn(members.iter().map(|(id, node)| (*id, node.peer_urls.as_slice())));
+    let others = members.keys().copied().filter(|id| *id != identity.member_id.0);
+    let others: Vec<u64> = others.collect();
+    if is_new(peers, &others, 2 * config.election_timeout).await {
+        return Ok(());
+    }
+    let (member_id, path) = (identity.member_id, config.data_dir.clone());
+    Err(ServerError::DataLost { member_id, path })
+}
+
+/// The members of `--initial-cluster`, by id.
+fn initial_members(config: &Config) -> BTreeMap<u64, MemberNode> {
+    let members = config.initial_cluster.members(&config.initial_cluster_token).into_iter();
+    members
+        .map(|member| {
+            let peer_urls = member.peer_urls.iter().map(|url| url.as_str().to_owned());
+            (member.id.0, MemberNode { name: member.name, peer_urls: peer_urls.collect() })
+        })
+        .collect()
 }
 
 /// A data directory of another member or cluster must not be started under this configuration.
@@ -217,15 +269,7 @@ fn check_same_member(config: &Config, stored: Identity) -> Result<(), ServerErro
 /// A new cluster begins with the members of `--initial-cluster`.
 async fn bootstrap(config: &Config, node: &Arc<Node>) -> Result<(), ServerError> {
     if config.initial_cluster_state == ClusterState::New && !node.is_initialized().await? {
-        let members = config.initial_cluster.members(&config.initial_cluster_token);
-        let members: BTreeMap<u64, MemberNode> = members
-            .into_iter()
-            .map(|member| {
-                let peer_urls = member.peer_urls.iter().map(|url| url.as_str().to_owned());
-                (member.id.0, MemberNode { name: member.name, peer_urls: peer_urls.collect() })
-            })
-            .collect();
-        node.initialize(members).await?;
+        node.initialize(initial_members(config)).await?;
     }
     node.elect_if_alone().await;
     Ok(())
@@ -262,6 +306,7 @@ fn node_options(config: &Config, identity: Identity) -> NodeOptions {
         election_timeout: config.election_timeout,
         catchup_entries: config.snapshot_catchup_entries,
         snapshot_count: config.snapshot_count,
+        log_retained_bytes_max: limits::LOG_RETAINED_BYTES_MAX,
         state_options: open::state_options(config),
     }
 }

@@ -23,6 +23,8 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes all names durable.
     fn sync_dir(&self) -> io::Result<()>;
+    /// How many bytes may still be written, also beside the log.
+    fn free_bytes(&self) -> io::Result<u64>;
     /// The name as an operator would write it, for error texts.
     fn path(&self, name: &str) -> String;
 }
@@ -91,6 +93,11 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let space = rustix::fs::statvfs(&self.dir)?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
     fn path(&self, name: &str) -> String {

@@ -24,6 +24,8 @@ const SPARES_MAX: usize = 2;
 const ZEROES: usize = 16 * 1024;
 const SYNC_BYTES: u64 = 4 * 1024 * 1024;
 const RETRY: Duration = Duration::from_secs(1);
+/// What making a spare leaves free, or a quarter of the spare if that is less.
+const RESERVE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const SUFFIX_READY: &str = ".spare";
 const SUFFIX_UNFINISHED: &str = ".tmp";
 
@@ -288,6 +290,12 @@ impl Keeper {
         let number = state.next_number;
         state.next_number += 1;
         drop(state);
+        // The state lies on the same disk, as a rule. Taking its last space in advance, if only for a
+        // moment, would end the member.
+        let reserve = (bytes / 4).min(RESERVE_BYTES_MAX);
+        if self.disk.free_bytes()? < bytes + reserve {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
         let unfinished = format!("{number}{SUFFIX_UNFINISHED}");
         let name = format!("{number}{SUFFIX_READY}");
         let file = match self.zero_filled(&unfinished, bytes) {

@@ -254,6 +254,12 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        let state = self.0.lock();
+        let used = state.used_bytes();
+        Ok(state.bytes_max.map_or(u64::MAX, |bytes_max| bytes_max.saturating_sub(used)))
+    }
+
     fn path(&self, name: &str) -> String {
         format!("sim:/{name}")
     }

@@ -423,6 +423,25 @@ fn full_disk_warns_waits_and_goes_on() {
     assert_eq!(open(&disk).unwrap().1.next, 2);
 }
 
+/// A spare took the last space of a disk, and a state on the same disk failed.
+#[test]
+fn spare_leaves_space_for_the_state() {
+    let disk = SimDisk::new();
+    // The first segment has 8 KiB. A spare would fit, but leave only one more.
+    disk.limit_bytes(Some(17 * 1024));
+    let watch = Arc::new(Watch::default());
+    let mut options = options(&disk);
+    options.workers = Workers::Threads;
+    options.observer = Arc::clone(&watch) as Arc<dyn WalObserver>;
+    let wal = Wal::open(&options, |_| Ok(())).unwrap();
+    while watch.0.lock().is_empty() && disk.files().len() < 2 {
+        thread::yield_now();
+    }
+    assert_eq!(*watch.0.lock(), ["low"]);
+    assert_eq!(disk.free_bytes().unwrap(), 9 * 1024);
+    drop(wal);
+}
+
 /// An old segment had become a spare, or was removed, when the flush of its directory failed once.
 /// Each retry then looked for its old name, and no segment could be made any more.
 #[test]

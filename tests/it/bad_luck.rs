@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::client::{channel, kv, put, read_all};
+use crate::support::cluster::{Cluster, status};
 use crate::support::server::{Launch, Place, Server, program_under_test};
 
 /// How long a member may take to refuse, to stop, or to answer.
@@ -151,13 +152,103 @@ async fn a_port_in_use_is_named() {
 /// It has not announced itself yet, and tried to do so for ever.
 #[tokio::test]
 async fn a_member_without_a_majority_stops_when_it_is_asked_to() {
-    let places = ["a", "b", "c"].map(Place::free);
-    let mut server = Server::spawn(&program_under_test(), &places[0], &places, &[]);
+    let mut cluster = Cluster::start(&program_under_test(), 3);
+    for member in &mut cluster.members {
+        member.kill().await;
+    }
+    let server = &mut cluster.members[0];
+    server.restart();
     // By then it has tried for some time.
     server.until_line("cannot publish this member yet", Duration::from_secs(60)).await;
+    assert_stops(server).await;
+}
+
+/// Panics unless the member stops soon, and well, when it is asked to.
+async fn assert_stops(server: &mut Server) {
     server.signal(Signal::TERM);
-    let status = server.until_exit(Duration::from_secs(30)).await;
+    let status = server.until_exit(PATIENCE).await;
     assert!(status.success(), "{status}");
+}
+
+/// What a member says that has no data and cannot learn why.
+const WAITS_TO_LEARN: &str = "waits until other members can tell whether it is new";
+
+#[tokio::test]
+async fn a_new_member_alone_stops_when_it_is_asked_to() {
+    let places = ["a", "b", "c"].map(Place::free);
+    let mut server = Server::spawn(&program_under_test(), &places[0], &places, &[]);
+    server.until_line(WAITS_TO_LEARN, PATIENCE).await;
+    assert_stops(&mut server).await;
+}
+
+#[tokio::test]
+async fn a_new_cluster_starts_without_a_minority() {
+    let places = ["a", "b", "c"].map(Place::free);
+    let spawn = |at: usize| Server::spawn(&program_under_test(), &places[at], &places, &[]);
+    let mut first = [spawn(0), spawn(1)];
+    for server in &mut first {
+        server.until_ready().await;
+    }
+    write(&first[0], 0..3).await;
+    // The last one is new, too, whatever happened meanwhile.
+    let mut last = spawn(2);
+    last.until_ready().await;
+    assert_has(&last, 3).await;
+}
+
+/// The log of a member without a majority may lack what tells that the member that asks has run.
+#[tokio::test]
+async fn a_member_without_data_waits_for_a_majority() {
+    let places = ["a", "b", "c"].map(Place::free);
+    let spawn = |at: usize| Server::spawn(&program_under_test(), &places[at], &places, &[]);
+    let mut first = [spawn(0), spawn(1)];
+    for server in &mut first {
+        server.until_ready().await;
+    }
+    let [left, away] = &mut first;
+    away.kill().await;
+    let mut last = spawn(2);
+    last.until_line(WAITS_TO_LEARN, PATIENCE).await;
+    assert_eq!(status(left.endpoint()).await.expect("it answers").leader, 0, "it has no majority");
+    away.restart();
+    last.until_ready().await;
+}
+
+/// It forgot its vote and what it acknowledged, and took part again as if nothing was.
+#[tokio::test]
+async fn a_member_that_lost_its_data_is_refused() {
+    let mut cluster = Cluster::start(&program_under_test(), 3);
+    write(&cluster.members[1], 0..3).await;
+    let [lost, away, left] = &mut cluster.members[..] else { panic!("three members") };
+    lost.kill().await;
+    away.kill().await;
+    fs::remove_dir_all(&lost.launched().data_dir).expect("remove the data");
+    let words = ["has already been bootstrapped", "is empty"];
+    assert_refuses(lost.launched().clone(), &words).await;
+    away.restart();
+    away.until_ready().await;
+    assert_refuses(lost.launched().clone(), &words).await;
+    assert_has(left, 3).await;
+}
+
+/// A leader dialed a member that was away thousands of times a second, and logged each attempt.
+#[tokio::test]
+async fn a_member_that_is_away_is_dialed_with_pauses() {
+    let mut cluster = Cluster::start(&program_under_test(), 3);
+    let away = (cluster.leader().await + 1) % 3;
+    cluster.members[away].kill().await;
+    let url = cluster.members[away].launched().place.peer_url.clone();
+    let address = url.strip_prefix("http://").expect("an http URL");
+    let listener = tokio::net::TcpListener::bind(address).await.expect("its port is free");
+    let mut dialed = 0;
+    let dialing = async {
+        while listener.accept().await.is_ok() {
+            dialed += 1;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(2), dialing).await.is_err());
+    // Ten heartbeats a second, their answers, appends, and two members.
+    assert!((1..=150).contains(&dialed), "dialed {dialed} times in two seconds");
 }
 
 #[tokio::test]

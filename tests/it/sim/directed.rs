@@ -377,11 +377,41 @@ fn quiet_time_counts(seed: u64) -> Vec<String> {
     })
 }
 
+/// A follower acknowledges in time whatever it is sent, but its link is slower than the writes. The
+/// leader kept its log for it, without bound.
+fn slow_follower_holds_no_log(seed: u64) -> Vec<String> {
+    const ROUNDS: usize = 60;
+    tell(seed, async |scene| {
+        let leader = scene.leader(0..3).await;
+        let slow = (leader + 1) % 3;
+        scene.world.net.change(leader, slow, |link| link.bytes_per_second = Some(128 << 10));
+        // Four times as much as the link brings.
+        let mut longest = 0;
+        for _ in 0..ROUNDS {
+            let begun = clock::now();
+            let written = scene.put(leader, 32, 16 << 10).await;
+            // A snapshot is small.
+            let revision = *written.last().expect("they are acknowledged");
+            let compact = CompactionRequest { revision, physical: false };
+            scene.done(leader, Op::Compact(compact)).await;
+            sleep((begun + Duration::from_secs(1)).saturating_duration_since(clock::now())).await;
+            let retained = scene.hosts[leader].with(|_, log| log.retained_bytes());
+            longest = longest.max(retained.unwrap_or_default());
+        }
+        // Nothing is dropped while the follower gets a snapshot, and half a minute after.
+        if longest > 36 << 20 {
+            let text = format!("{longest} bytes of {} were kept", ROUNDS * 32 * (16 << 10));
+            scene.violated("the log is dropped, however slow a follower is", text);
+        }
+        scene.world.net.heal();
+    })
+}
+
 /// A story: what it violates with a seed.
 type Story = fn(u64) -> Vec<String>;
 
 /// All stories.
-pub(crate) const STORIES: [(&str, Story); 9] = [
+pub(crate) const STORIES: [(&str, Story); 10] = [
     ("disk_of_the_leader_hangs", disk_of_the_leader_hangs),
     ("watcher_does_not_read", watcher_does_not_read),
     ("snapshot_comes_below_a_watcher", snapshot_comes_below_a_watcher),
@@ -391,6 +421,7 @@ pub(crate) const STORIES: [(&str, Story); 9] = [
     ("leader_ahead_of_a_promise_returns", leader_ahead_of_a_promise_returns),
     ("end_of_a_lease_is_waited_for", end_of_a_lease_is_waited_for),
     ("quiet_time_counts", quiet_time_counts),
+    ("slow_follower_holds_no_log", slow_follower_holds_no_log),
 ];
 
 #[test]

@@ -389,11 +389,13 @@ async fn boot(
     let seed = Seed::new(member_options(plan, number), 1, state.revision(), on_fatal);
     let plug = Plug { net: world.net.clone(), from: number };
     let id = member_id(number);
+    let peers = Peers::new(CLUSTER_ID, id, Arc::new(plug));
+    let service = PeerService::new(Arc::clone(&peers));
     let parts = NodeParts {
         log: log.clone(),
         state,
         home: Arc::new(vault),
-        peers: Peers::new(CLUSTER_ID, id, Arc::new(plug)),
+        peers,
         observer: seed.observer(),
         sole_voter: Arc::new(SoleVoter::new(id)),
     };
@@ -409,8 +411,8 @@ async fn boot(
         node.initialize(members).await.map_err(|error| error.to_string())?;
     }
     node.elect_if_alone().await;
-    let service = PeerService::new(Arc::clone(&node), Arc::clone(&member) as _);
-    let peer = PeerServer::new(service)
+    service.begin(Arc::clone(&node), Arc::clone(&member) as _);
+    let peer = PeerServer::from_arc(service)
         .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX);
     let seat = seats.into_iter().next().expect("there is one serving thread");
@@ -478,6 +480,7 @@ fn node_options(plan: &Plan, member_id: u64) -> NodeOptions {
         election_timeout: plan.election_timeout,
         catchup_entries: plan.catchup_entries,
         snapshot_count: plan.snapshot_count,
+        log_retained_bytes_max: plan.log_retained_bytes_max,
         state_options: Options { value_cache_bytes: plan.value_cache_bytes },
     }
 }

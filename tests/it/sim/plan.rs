@@ -19,6 +19,7 @@ pub(crate) struct Plan {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) snapshot_count: u64,
     pub(crate) catchup_entries: u64,
+    pub(crate) log_retained_bytes_max: u64,
     pub(crate) segment_bytes: u64,
     pub(crate) ring_bytes: usize,
     pub(crate) value_cache_bytes: usize,
@@ -66,6 +67,7 @@ impl Plan {
             patience: Duration::from_secs(2),
             snapshot_count: 10,
             catchup_entries: 5,
+            log_retained_bytes_max: 1 << 20,
             segment_bytes: 16 * 1024,
             ring_bytes: 1024,
             ..Plan::of(seed)
@@ -89,6 +91,8 @@ impl Plan {
             bad_disks: rng.u8(..10) < 2,
         };
         let small_snapshots = rng.u8(..10) < 7;
+        // A source of its own, so that seeds choose otherwise as they did before this was a choice.
+        let retained = Rng::with_seed(seed ^ 0x7e7a_19ed).usize(..3);
         let is_short = seed >= SHORT;
         let members = if rng.u8(..10) < 7 { 3 } else { 5 };
         Plan {
@@ -98,6 +102,7 @@ impl Plan {
             heartbeat_interval: election_timeout / 10,
             snapshot_count: if small_snapshots { rng.u64(5..100) } else { 10_000 },
             catchup_entries: if small_snapshots { rng.u64(1..50) } else { 5_000 },
+            log_retained_bytes_max: [64 << 10, 1 << 20, 256 << 20][retained],
             segment_bytes: [16, 32, 64, 256][rng.usize(..4)] * 1024,
             ring_bytes: if rng.bool() { rng.usize(0..16_384) } else { 1 << 20 },
             value_cache_bytes: if rng.bool() { 0 } else { 1 << 20 },
