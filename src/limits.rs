@@ -14,6 +14,10 @@ pub const REQUEST_BYTES_MAX_DEFAULT: usize = 1_572_864;
 /// What gRPC framing may add above `--max-request-bytes` (as in etcd).
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 
+/// Largest message of an answer, as in etcd: whoever counts lengths in 32 bits with a sign takes no
+/// larger one. A call whose answer would be larger is refused, and so is a watch stream.
+pub const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+
 /// Default of `--max-txn-ops`: a Txn with more compares or operations is refused.
 pub const TXN_OPS_MAX_DEFAULT: usize = 128;
 

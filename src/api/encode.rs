@@ -1,54 +1,86 @@
 //! Answers of the KV service, written straight into the frame.
 //!
 //! The state hands out pairs that are encoded already, so an answer is a header and a copy. Field
-//! numbers are those of `proto/etcd/rpc.proto`.
+//! numbers are those of `proto/etcd/rpc.proto`. What the state left out, because no message takes it,
+//! makes the answer a refusal that tells the whole size.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
-use super::grpc::FrameBuilder;
+use super::grpc::{FrameBuilder, PREFIX_BYTES, check_answer_size};
+use super::status::Status;
 use crate::pb::etcdserverpb::ResponseHeader;
 use crate::pb::mvccpb::KeyValue;
-use crate::state::{PutAnswer, RangeAnswer, Response, TxnAnswer};
+use crate::state::{RangeAnswer, Response, TxnAnswer};
 
 /// Room for a header and the small fields beside it.
 const SMALL_FIELDS_BYTES: usize = 96;
 
-/// The framed answer of a write or a Txn.
-pub(crate) fn response(header: &ResponseHeader, response: &Response) -> Bytes {
-    match response {
-        Response::Range(answer) => range(header, answer),
-        Response::Put(PutAnswer { prev_kv: None })
-        | Response::Compact
-        | Response::PublishMember => {
-            let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
-            put_header(frame.buffer(), header);
-            frame.finish()
-        }
-        _ => {
-            let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
-            put_header(frame.buffer(), header);
-            put_response(frame.buffer(), response);
-            frame.finish()
-        }
+/// The framed answer of a write or a Txn, of at most `bytes_max` bytes.
+pub(crate) fn response(
+    header: &ResponseHeader,
+    response: &Response,
+    bytes_max: usize,
+) -> Result<Bytes, Status> {
+    if let Response::Range(answer) = response {
+        return range(header, answer, bytes_max);
     }
+    let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
+    put_header(frame.buffer(), header);
+    put_response(frame.buffer(), response);
+    finish(frame, left_out(response), bytes_max)
 }
 
-/// The framed answer of a Range.
-pub(crate) fn range(header: &ResponseHeader, answer: &RangeAnswer) -> Bytes {
+/// The framed answer of a Range, of at most `bytes_max` bytes.
+pub(crate) fn range(
+    header: &ResponseHeader,
+    answer: &RangeAnswer,
+    bytes_max: usize,
+) -> Result<Bytes, Status> {
     let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES + answer.kvs.len());
     put_header(frame.buffer(), header);
     put_range(frame.buffer(), answer);
-    frame.finish()
+    finish(frame, answer.left_out, bytes_max)
 }
 
-/// The framed answer of a Txn.
-pub(crate) fn txn(header: &ResponseHeader, answer: &TxnAnswer) -> Bytes {
+/// The framed answer of a Txn, of at most `bytes_max` bytes.
+pub(crate) fn txn(
+    header: &ResponseHeader,
+    answer: &TxnAnswer,
+    bytes_max: usize,
+) -> Result<Bytes, Status> {
     let mut frame = FrameBuilder::with_capacity(SMALL_FIELDS_BYTES);
     put_header(frame.buffer(), header);
     put_txn(frame.buffer(), answer);
-    frame.finish()
+    finish(frame, left_out_of_txn(answer), bytes_max)
+}
+
+/// Refuses an answer that is too large, with the bytes that are not in it.
+fn finish(frame: FrameBuilder, left_out: usize, bytes_max: usize) -> Result<Bytes, Status> {
+    let frame = frame.finish();
+    check_answer_size(frame.len() - PREFIX_BYTES + left_out, bytes_max)?;
+    Ok(frame)
+}
+
+/// Bytes of pairs that `response` does without.
+fn left_out(response: &Response) -> usize {
+    match response {
+        Response::Put(answer) => answer.left_out,
+        Response::DeleteRange(answer) => answer.left_out,
+        Response::Range(answer) => answer.left_out,
+        Response::Txn(answer) => left_out_of_txn(answer),
+        Response::Compact
+        | Response::PublishMember
+        | Response::LeaseGrant(_)
+        | Response::LeaseRevoke(_)
+        | Response::LeaseRenew(_)
+        | Response::LeaseExpire(_) => 0,
+    }
+}
+
+fn left_out_of_txn(answer: &TxnAnswer) -> usize {
+    answer.responses.iter().map(|operation| left_out(&operation.response)).sum()
 }
 
 /// One framed part of a RangeStream; all but the last part carry pairs only.

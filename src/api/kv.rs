@@ -14,7 +14,7 @@ use crate::pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
 };
 use crate::pb::quorate::command::command::Body as Command;
-use crate::state::{RangeAnswer, RangePlan, RequestError, TxnAnswer, check, txn};
+use crate::state::{RangeAnswer, RangePlan, RequestError, Room, TxnAnswer, check, txn};
 use crate::storage::StorageError;
 use crate::tasks;
 
@@ -60,16 +60,17 @@ impl Api {
         }
         let (answer, revision) = self.read_txn(request).await?;
         self.member.counts().txn_read(&answer);
-        Ok(encode::txn(&self.member.header(revision), &answer))
+        encode::txn(&self.member.header(revision), &answer, self.answer_bytes_max())
     }
 
     async fn read_txn(&self, request: TxnRequest) -> Result<(TxnAnswer, i64), Status> {
-        let member = self.member.clone();
+        let (member, bytes_max) = (self.member.clone(), self.answer_bytes_max());
         // Values that are not in memory come from the disk, which may take its time.
         let read = tasks::blocking(move || {
             let state = member.state();
             let revision = state.revision();
-            state.read_txn(&request).map(|answer| answer.map(|answer| (answer, revision)))
+            let answer = state.read_txn(&request, bytes_max);
+            answer.map(|answer| answer.map(|answer| (answer, revision)))
         });
         let answer = read.await.map_err(|panic| internal(&panic))?.map_err(Error::from)?;
         Ok(answer?)
@@ -78,7 +79,8 @@ impl Api {
     pub(super) async fn write(&self, command: Command) -> Result<Bytes, Status> {
         let applied = self.member.propose(&self.shard, command).await?;
         let response = applied.outcome?;
-        Ok(encode::response(&self.member.header(applied.revision), &response))
+        let header = self.member.header(applied.revision);
+        encode::response(&header, &response, self.answer_bytes_max())
     }
 
     pub(super) async fn range(&self, message: Bytes) -> Result<Bytes, Status> {
@@ -87,17 +89,18 @@ impl Api {
         if !request.serializable {
             self.member.read_barrier(&self.shard).await?;
         }
-        let (answer, revision) = self.read(&request).await?;
+        let bytes_max = self.answer_bytes_max();
+        let (answer, revision) = self.read(&request, Room::Whole(bytes_max)).await?;
         self.member.counts().range_read();
-        Ok(encode::range(&self.member.header(revision), &answer))
+        encode::range(&self.member.header(revision), &answer, bytes_max)
     }
 
     /// The answer to `request` from the state as it is here, and its revision.
-    async fn read(&self, request: &RangeRequest) -> Result<(RangeAnswer, i64), Status> {
+    async fn read(&self, request: &RangeRequest, room: Room) -> Result<(RangeAnswer, i64), Status> {
         loop {
             let (plan, revision) = {
                 let state = self.member.state();
-                (state.range(request)?, state.revision())
+                (state.range_within(request, room)?, state.revision())
             };
             if let Some(answer) = self.finish(plan).await? {
                 return Ok((answer, revision));
@@ -161,7 +164,8 @@ impl Api {
         loop {
             let left = limit.map(|limit| limit - sent);
             request.limit = left.map_or(keys, |left| left.min(keys));
-            let (mut answer, _) = self.read(&request).await?;
+            let part = Room::Part(self.part_bytes_max());
+            let (mut answer, _) = self.read(&request, part).await?;
             sent += i64::try_from(answer.len).unwrap_or(i64::MAX);
             // Every part counts from its own first key; the answer tells the whole range's count.
             answer.count = *total.get_or_insert(answer.count);
@@ -176,14 +180,16 @@ impl Api {
         }
     }
 
-    /// Sends what can be sorted only as a whole.
+    /// Sends what can be sorted only as a whole, and is held in memory: no more than one message.
     async fn send_sorted(
         &self,
         request: &RangeRequest,
         header: &ResponseHeader,
         parts: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
-        let (mut answer, _) = self.read(request).await?;
+        let bytes_max = self.answer_bytes_max();
+        let (mut answer, _) = self.read(request, Room::Whole(bytes_max)).await?;
+        grpc::check_streamed_size(answer.kvs.len() + answer.left_out, bytes_max)?;
         let mut rest = std::mem::take(&mut answer.kvs);
         loop {
             answer.kvs = encode::split_pairs(&mut rest, self.part_bytes_max());

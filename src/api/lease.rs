@@ -29,7 +29,11 @@ impl Api {
         let request: LeaseGrantRequest = grpc::decode(message)?;
         let applied = self.member.grant_lease(&self.shard, &request).await?;
         let response = applied.outcome?;
-        Ok(encode::response(&self.member.header(applied.revision), &response))
+        encode::response(
+            &self.member.header(applied.revision),
+            &response,
+            self.answer_bytes_max(),
+        )
     }
 
     pub(super) async fn lease_revoke(&self, message: Bytes) -> Result<Bytes, Status> {

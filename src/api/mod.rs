@@ -84,6 +84,7 @@ impl Api {
     ) -> Result<(Requests<B>, Answers, AnswerQueue), Status> {
         let bounds = Bounds {
             request_bytes_max: self.message_bytes_max,
+            answer_bytes_max: self.answer_bytes_max(),
             answers_bytes_max: limits::STREAM_ANSWERS_BYTES_MAX,
         };
         let metrics = Arc::clone(&self.metrics);
@@ -153,7 +154,13 @@ impl Api {
             Method::Observe => return self.observe(call, message).map(Answer::Stream),
             Method::HealthWatch => return self.health_watch(message).map(Answer::Stream),
         };
-        answered.map(Answer::Unary)
+        let answer = answered?;
+        grpc::check_answer_size(answer.len() - grpc::PREFIX_BYTES, self.answer_bytes_max())?;
+        Ok(Answer::Unary(answer))
+    }
+
+    fn answer_bytes_max(&self) -> usize {
+        self.member.options().answer_bytes_max
     }
 }
 

@@ -89,7 +89,7 @@ impl Client {
                 () = &mut leader_lost => return Err(Error::NoLeader.into()),
                 room = self.answers.room() => if room.is_err() { return Err(canceled()) },
             }
-            if self.send_waiting() {
+            if self.send_waiting()? {
                 // Who reads slowly is heard, too.
                 if is_open && let Some(request) = requests.next().now_or_never() {
                     is_open = self.hear(request)?;
@@ -101,7 +101,7 @@ impl Client {
             tokio::select! {
                 biased;
                 request = requests.next(), if is_open => is_open = self.hear(request)?,
-                delivery = self.stream.next() => self.send(delivery),
+                delivery = self.stream.next() => self.send(delivery)?,
                 _ = ticks.tick() => self.stream.tick(),
                 () = self.answers.gone() => return Err(canceled()),
                 () = &mut leader_lost => return Err(Error::NoLeader.into()),
@@ -120,12 +120,12 @@ impl Client {
     }
 
     /// Sends what waits while there is room; true if the room is used up.
-    fn send_waiting(&mut self) -> bool {
+    fn send_waiting(&mut self) -> Result<bool, Status> {
         while self.answers.has_room() {
-            let Some(delivery) = self.stream.try_next() else { return false };
-            self.send(delivery);
+            let Some(delivery) = self.stream.try_next() else { return Ok(false) };
+            self.send(delivery)?;
         }
-        true
+        Ok(true)
     }
 
     /// Carries out one request.
@@ -179,16 +179,17 @@ impl Client {
         self.answers.send(&grpc::encode(&response));
     }
 
-    fn send(&mut self, delivery: Delivery) {
+    /// Refuses a delivery that is larger than any message. Other than in etcd, whose stream then says
+    /// nothing more, the client hears of it.
+    fn send(&mut self, delivery: Delivery) -> Result<(), Status> {
         match delivery {
             Delivery::Events { watch_id, revision, events, prev_after, fragment } => {
                 let parts = Parts { watch_id, revision, prev_after };
                 let events = events.as_slice();
                 if fragment && events.len() > 1 {
-                    self.send_fragments(&parts, events);
-                } else {
-                    self.send_events(&parts, events, false);
+                    return self.send_fragments(&parts, events);
                 }
+                return self.send_events(&parts, events, false);
             }
             Delivery::Progress { watch_id, revision } => {
                 let header = Some(self.api.member.header(revision));
@@ -206,10 +207,11 @@ impl Client {
                 });
             }
         }
+        Ok(())
     }
 
     /// As in etcd: cuts what is too large for one message behind as many events as fit.
-    fn send_fragments(&mut self, parts: &Parts, events: &[EventRef]) {
+    fn send_fragments(&mut self, parts: &Parts, events: &[EventRef]) -> Result<(), Status> {
         let bytes_max = self.api.message_bytes_max;
         self.write_head(parts, true);
         let mut rest = events;
@@ -227,14 +229,20 @@ impl Client {
             let count = rest.iter().take_while(fits).count().max(1);
             let (now, later) = rest.split_at(count);
             rest = later;
-            self.send_events(parts, now, !rest.is_empty());
+            self.send_events(parts, now, !rest.is_empty())?;
         }
+        Ok(())
     }
 
-    fn send_events(&mut self, parts: &Parts, events: &[EventRef], is_fragment: bool) {
+    fn send_events(
+        &mut self,
+        parts: &Parts,
+        events: &[EventRef],
+        is_fragment: bool,
+    ) -> Result<(), Status> {
         self.write_head(parts, is_fragment);
         let frames = events.iter().map(|event| event.get().frame(parts.prev_after));
-        self.answers.send_parts(&self.head, frames);
+        self.answers.send_parts(&self.head, frames)
     }
 
     fn write_head(&mut self, parts: &Parts, is_fragment: bool) {

@@ -60,6 +60,8 @@ pub struct MemberOptions {
     pub client_urls: Vec<String>,
     /// `--max-request-bytes`.
     pub request_bytes_max: usize,
+    /// The largest message of an answer.
+    pub answer_bytes_max: usize,
     /// `--max-txn-ops`.
     pub txn_ops_max: usize,
     /// The least TTL that a lease is granted, in seconds: three halves of an election timeout.

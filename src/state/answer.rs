@@ -69,6 +69,8 @@ pub struct LeaseExpiry {
 pub struct PutAnswer {
     /// The encoded pair that was overwritten, if it was asked for and was there.
     pub prev_kv: Option<Bytes>,
+    /// As [`RangeAnswer::left_out`].
+    pub left_out: usize,
 }
 
 /// The answer to a DeleteRange.
@@ -78,6 +80,8 @@ pub struct DeleteRangeAnswer {
     pub deleted: i64,
     /// The encoded pairs that were deleted, in key order, if they were asked for.
     pub prev_kvs: Vec<Bytes>,
+    /// As [`RangeAnswer::left_out`].
+    pub left_out: usize,
 }
 
 /// The answer to a Range.
@@ -92,6 +96,9 @@ pub struct RangeAnswer {
     pub count: i64,
     /// Whether the limit left pairs out.
     pub more: bool,
+    /// Bytes of pairs that are not in here, because with them the answer would be larger than any
+    /// message; 0 in an answer that is whole. Whoever asked has to be refused.
+    pub left_out: usize,
 }
 
 /// The answer to a Txn.

@@ -2,6 +2,8 @@
 //!
 //! The index knows how long every pair is. So a pair that has yet to be read gets its place at
 //! once, and the answer is one buffer that is filled in, not a list that is joined.
+//!
+//! **Invariant:** above their bound they hold nothing, and only count what they would hold.
 
 use bytes::Bytes;
 
@@ -23,11 +25,14 @@ pub struct ColdPair {
 }
 
 /// The framed pairs of an answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Frames {
     bytes: Vec<u8>,
     len: usize,
     cold: Vec<Place>,
+    bytes_max: usize,
+    /// Bytes that are not there because there would be more than `bytes_max`.
+    left_out: usize,
 }
 
 /// Where a pair is missing.
@@ -39,12 +44,21 @@ struct Place {
 }
 
 impl Frames {
+    /// None yet, and never more than `bytes_max`.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Frames { bytes: Vec::new(), len: 0, cold: Vec::new(), bytes_max, left_out: 0 }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
     pub(super) fn bytes_len(&self) -> usize {
         self.bytes.len()
+    }
+
+    pub(super) fn left_out(&self) -> usize {
+        self.left_out
     }
 
     pub(super) fn is_hot(&self) -> bool {
@@ -57,8 +71,9 @@ impl Frames {
 
     /// Appends an encoded pair.
     pub(super) fn push(&mut self, kv: &[u8]) {
-        self.begin(kv.len());
-        self.bytes.extend_from_slice(kv);
+        if self.begin(kv.len()) {
+            self.bytes.extend_from_slice(kv);
+        }
     }
 
     /// Appends a pair without value and lease, made from what the index knows.
@@ -75,10 +90,11 @@ impl Frames {
     /// Leaves a place for the pair of `version`.
     pub(super) fn push_cold(&mut self, version: &Version) {
         let len = version.len as usize;
-        self.begin(len);
-        let at = self.bytes.len();
-        self.cold.push(Place { at, len, revision: version.revision() });
-        self.bytes.resize(at + len, 0);
+        if self.begin(len) {
+            let at = self.bytes.len();
+            self.cold.push(Place { at, len, revision: version.revision() });
+            self.bytes.resize(at + len, 0);
+        }
     }
 
     /// Fills all places; `fetch` reads the storage value of a record.
@@ -98,15 +114,15 @@ impl Frames {
         Ok(fetched)
     }
 
-    /// Sorts the pairs by value, stably, and cuts them to `limit`.
+    /// Sorts the pairs by value, stably, and cuts them to `limit`; all of them have to be there.
     pub(super) fn sort_by_value(
         &mut self,
         descending: bool,
         limit: usize,
         keys_only: bool,
     ) -> Result<(), StorageError> {
-        assert!(self.is_hot(), "all values are there to be compared");
-        let unsorted = std::mem::take(self);
+        assert!(self.is_hot() && self.left_out == 0, "all values are there to be compared");
+        let unsorted = std::mem::replace(self, Frames::new(self.bytes_max));
         let mut pairs = unsorted.pairs().ok_or_else(|| damaged("a pair is malformed"))?;
         if descending {
             pairs.sort_by(|a, b| b.value.cmp(a.value));
@@ -122,15 +138,24 @@ impl Frames {
     }
 
     fn push_pair(&mut self, pair: &Pair<'_>) {
-        self.begin(pair.encoded_len());
-        pair.encode(&mut self.bytes);
+        if self.begin(pair.encoded_len()) {
+            pair.encode(&mut self.bytes);
+        }
     }
 
-    fn begin(&mut self, len: usize) {
+    /// Begins a pair of `len` bytes; false if it is only counted.
+    fn begin(&mut self, len: usize) -> bool {
         self.len += 1;
-        self.bytes.reserve(1 + record::varint_len(len as u64) + len);
+        let framed = 1 + record::varint_len(len as u64) + len;
+        if self.left_out > 0 || framed > self.bytes_max - self.bytes.len() {
+            self.left_out += std::mem::take(&mut self.bytes).len() + framed;
+            self.cold = Vec::new();
+            return false;
+        }
+        self.bytes.reserve(framed);
         self.bytes.push(TAG_KVS);
         record::put_varint(&mut self.bytes, len as u64);
+        true
     }
 
     fn pairs(&self) -> Option<Vec<Pair<'_>>> {

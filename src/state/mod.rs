@@ -62,7 +62,7 @@ pub use hash::{HashAnswer, HashJob};
 pub use history::{History, HistoryStep};
 pub use key_range::KeyRange;
 pub use lease::Lease;
-pub use range::RangePlan;
+pub use range::{RangePlan, Room};
 pub use revision::{Position, Revision};
 pub use snapshot::{SnapshotReader, SnapshotWriter};
 

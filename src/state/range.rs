@@ -8,6 +8,9 @@
 //! ```
 //! A small range of pairs in memory is planned whole by the first call and needs nothing more. A
 //! plan that needs more pins its revision against physical compaction.
+//!
+//! An answer larger than any message is refused by whoever would send it, with the size that it would
+//! have. So above the bound a plan lets go of what it gathered and only counts on.
 
 use std::ops::ControlFlow;
 
@@ -22,7 +25,7 @@ use super::mvcc::index::{Index, Walk};
 use super::pins::Pin;
 use super::revision::Revision;
 use super::{State, check, records};
-use crate::limits::{RANGE_STEP_BYTES_MAX, RANGE_STEP_KEYS_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, RANGE_STEP_BYTES_MAX, RANGE_STEP_KEYS_MAX};
 use crate::pb::etcdserverpb::RangeRequest;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::storage::{Backend, StorageError};
@@ -34,6 +37,16 @@ pub(super) struct View<'a> {
     /// The current revision; inside a Txn that wrote, the one it makes.
     pub(super) revision: i64,
     pub(super) compact_revision: i64,
+}
+
+/// How much one answer takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Room {
+    /// The answer whole, if its pairs have no more bytes than this.
+    Whole(usize),
+    /// Whole pairs until they have as many bytes, and at least one; `more` tells of the rest. As with
+    /// `Whole` where a sort comes first.
+    Part(usize),
 }
 
 /// A Range on its way to an answer.
@@ -49,6 +62,8 @@ pub struct RangePlan {
     /// Keys that passed the filter, to be sorted.
     items: Vec<Item>,
     frames: Frames,
+    /// The answer takes no more pairs once it has so many bytes.
+    part_bytes: usize,
     pin: Option<Pin>,
 }
 
@@ -82,7 +97,16 @@ impl<B: Backend> State<B> {
     ///
     /// The answer's header revision is [`State::revision`] at the time of this call.
     pub fn range(&self, request: &RangeRequest) -> Result<RangePlan, RequestError> {
-        let mut plan = RangePlan::new(self.view(), request)?;
+        self.range_within(request, Room::Whole(ANSWER_BYTES_MAX))
+    }
+
+    /// As [`State::range`], for an answer that has `room`.
+    pub fn range_within(
+        &self,
+        request: &RangeRequest,
+        room: Room,
+    ) -> Result<RangePlan, RequestError> {
+        let mut plan = RangePlan::new(self.view(), request, room)?;
         if !plan.is_hot() {
             plan.pin = Some(self.pins().pin(plan.revision));
         }
@@ -119,8 +143,16 @@ impl<B: Backend> State<B> {
 
 impl RangePlan {
     /// Plans the first step.
-    pub(super) fn new(view: View<'_>, request: &RangeRequest) -> Result<Self, RequestError> {
+    pub(super) fn new(
+        view: View<'_>,
+        request: &RangeRequest,
+        room: Room,
+    ) -> Result<Self, RequestError> {
         check::range(request)?;
+        let (bytes_max, part_bytes) = match room {
+            Room::Whole(bytes_max) => (bytes_max, usize::MAX),
+            Room::Part(bytes) => (ANSWER_BYTES_MAX, bytes.max(1)),
+        };
         let revision = readable(view, request.revision)?;
         let range = KeyRange::new(&request.key, &request.range_end);
         let is_counted = revision == view.revision;
@@ -132,7 +164,8 @@ impl RangePlan {
             is_counted,
             more: false,
             items: Vec::new(),
-            frames: Frames::default(),
+            frames: Frames::new(bytes_max),
+            part_bytes,
             pin: None,
         };
         if !is_counted || (plan.count > 0 && !plan.form.count_only) {
@@ -171,12 +204,16 @@ impl RangePlan {
     ) -> Result<(RangeAnswer, Vec<ColdPair>), StorageError> {
         assert!(self.is_planned(), "a plan is finished when it is planned");
         let fetched = self.frames.fill(fetch)?;
-        if let Order::By { target: SortTarget::Value, descending } = self.form.order {
-            self.frames.sort_by_value(descending, self.form.limit, self.form.keys_only)?;
+        let left_out = self.frames.left_out();
+        match self.form.order {
+            Order::By { target: SortTarget::Value, descending } if left_out == 0 => {
+                self.frames.sort_by_value(descending, self.form.limit, self.form.keys_only)?;
+            }
+            Order::By { .. } | Order::Tree { .. } => {}
         }
         let len = self.frames.len();
         let kvs = self.frames.into_bytes();
-        Ok((RangeAnswer { kvs, len, count: self.count, more: self.more }, fetched))
+        Ok((RangeAnswer { kvs, len, count: self.count, more: self.more, left_out }, fetched))
     }
 
     /// Takes the plan one bounded step further.
@@ -233,7 +270,7 @@ impl RangePlan {
             return ControlFlow::Continue(());
         }
         match self.form.order {
-            Order::Tree { .. } if self.frames.len() == self.form.limit => {
+            Order::Tree { .. } if self.is_full() => {
                 self.more = true;
                 return full;
             }
@@ -244,6 +281,10 @@ impl RangePlan {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.frames.len() == self.form.limit || self.frames.bytes_len() >= self.part_bytes
     }
 
     /// All keys are taken: sorts them and cuts to the limit what can be cut without values.
@@ -422,7 +463,7 @@ mod tests {
     use super::*;
     use crate::pb::etcdserverpb::PutRequest;
     use crate::pb::quorate::command::{Command, command::Body};
-    use crate::state::{Options, Position};
+    use crate::state::{Options, Position, Response};
     use crate::storage::memory::Memory;
 
     fn state_of_one() -> State<Memory> {
@@ -432,6 +473,60 @@ mod tests {
         let commands = [Command { body: Some(Body::Put(put)) }];
         state.apply(Position { index: 1, term: 1, leader: 1 }, 0, &commands).unwrap();
         state
+    }
+
+    fn put(state: &mut State<Memory>, index: u64, key: &str, value_bytes: usize) {
+        let value = vec![b'v'; value_bytes].into();
+        let put = PutRequest { key: key.to_owned().into(), value, ..PutRequest::default() };
+        apply(state, index, Body::Put(put));
+    }
+
+    fn apply(state: &mut State<Memory>, index: u64, body: Body) -> Response {
+        let at = Position { index, term: 1, leader: 1 };
+        let mut applied = state.apply(at, 0, &[Command { body: Some(body) }]).unwrap();
+        applied.pop().unwrap().outcome.unwrap()
+    }
+
+    fn read(state: &State<Memory>, request: &RangeRequest, room: Room) -> RangeAnswer {
+        let mut plan = state.range_within(request, room).unwrap();
+        while !plan.is_planned() {
+            state.plan_more(&mut plan);
+        }
+        plan.finish(&**state.backend()).unwrap()
+    }
+
+    /// The whole store was gathered in memory before its size was looked at.
+    #[test]
+    fn above_its_bound_an_answer_holds_nothing_and_tells_its_size() {
+        for value_cache_bytes in [0, 1 << 20] {
+            let options = Options { value_cache_bytes };
+            let mut state = State::open(Arc::new(Memory::new()), options).unwrap();
+            for (index, key) in ["a", "b", "c", "d"].iter().enumerate() {
+                put(&mut state, index as u64 + 1, key, 1000);
+            }
+            let all = RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
+            let whole = read(&state, &all, Room::Whole(usize::MAX));
+            let bytes = whole.kvs.len();
+            assert_eq!(read(&state, &all, Room::Whole(bytes)), whole);
+            let by_value = SortTarget::Value.into();
+            for sort_target in [all.sort_target, SortTarget::Mod.into(), by_value] {
+                let request = RangeRequest { sort_target, ..all.clone() };
+                let mut plan = state.range_within(&request, Room::Whole(bytes - 1)).unwrap();
+                while !plan.is_planned() {
+                    state.plan_more(&mut plan);
+                }
+                assert!(plan.is_hot(), "nothing is fetched for an answer that is refused");
+                let answer = plan.finish(&**state.backend()).unwrap();
+                assert_eq!((answer.kvs.len(), answer.left_out), (0, bytes));
+                assert_eq!((answer.count, answer.len), (4, 4));
+            }
+            let part = read(&state, &all, Room::Part(bytes / 2));
+            assert_eq!((part.len, part.more, part.count, part.left_out), (2, true, 4, 0));
+            let part = read(&state, &all, Room::Part(0));
+            assert_eq!((part.len, part.more), (1, true));
+            let part = read(&state, &all, Room::Part(bytes));
+            assert_eq!(part, whole);
+        }
     }
 
     /// A plan that went on in the state of a snapshot missed what that one had compacted.

@@ -13,7 +13,7 @@ use super::key_range::KeyRange;
 use super::mvcc::entry::Version;
 use super::mvcc::index::Walk;
 use super::mvcc::record::Pair;
-use super::range::{RangePlan, View};
+use super::range::{RangePlan, Room, View};
 use super::write::WriteTxn;
 use super::{State, check};
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -91,10 +91,12 @@ impl<B: Backend> Snapshot for State<B> {
 impl<B: Backend> State<B> {
     /// Answers a Txn that only reads; its header revision is [`State::revision`].
     ///
-    /// May block on the storage for values that are not in memory.
+    /// Pairs above `bytes_max` in all are left out. May block on the storage for values that are not
+    /// in memory.
     pub fn read_txn(
         &self,
         request: &TxnRequest,
+        bytes_max: usize,
     ) -> Result<Result<TxnAnswer, RequestError>, StorageError> {
         assert!(is_read_only(request), "a Txn that writes goes through the log");
         if let Err(refusal) = check::txn(request, usize::MAX) {
@@ -107,12 +109,16 @@ impl<B: Backend> State<B> {
                 return Ok(Err(refusal));
             }
         }
+        let mut room = bytes_max;
         for range in ranges(path.ops) {
-            let mut plan = RangePlan::new(self.view(), range).expect("it was checked above");
+            let plan = RangePlan::new(self.view(), range, Room::Whole(room));
+            let mut plan = plan.expect("it was checked above");
             while !plan.is_planned() {
                 plan.step(self.view());
             }
-            let response = Response::Range(plan.finish(&**self.backend())?);
+            let read = plan.finish(&**self.backend())?;
+            room = if read.left_out > 0 { 0 } else { room - read.kvs.len() };
+            let response = Response::Range(read);
             answer.responses.push(OpResponse { revision: self.revision(), response });
         }
         Ok(Ok(answer))

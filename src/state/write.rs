@@ -1,7 +1,8 @@
 //! The transaction in which keys change: everything in it happens at one revision.
 //!
 //! A Put, a DeleteRange, a Txn and the end of a lease all compile to it. All checks come before the first write, for
-//! nothing can be taken back.
+//! nothing can be taken back. So as in etcd a write whose answer is larger than any message happens, and
+//! its client is told only that.
 
 use bytes::Bytes;
 
@@ -12,10 +13,11 @@ use super::key_range::KeyRange;
 use super::mvcc::entry::Version;
 use super::mvcc::index::{Walk, Written};
 use super::mvcc::record::{self, Pair, Record};
-use super::range::{RangePlan, View, read_with};
+use super::range::{RangePlan, Room, View, read_with};
 use super::records;
 use super::revision::Revision;
 use super::schema;
+use crate::limits::ANSWER_BYTES_MAX;
 use crate::mutants;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
 use crate::pb::quorate::command::LeaseExpire;
@@ -56,11 +58,13 @@ pub(super) struct WriteTxn<'a, B> {
     state: &'a mut State<B>,
     pending: &'a mut Pending,
     events: Vec<Event>,
+    /// How many bytes of pairs the answer still takes.
+    room: usize,
 }
 
 impl<'a, B: Backend> WriteTxn<'a, B> {
     pub(super) fn new(state: &'a mut State<B>, pending: &'a mut Pending) -> Self {
-        WriteTxn { state, pending, events: Vec::new() }
+        WriteTxn { state, pending, events: Vec::new(), room: ANSWER_BYTES_MAX }
     }
 
     /// The revision that readers inside the transaction see.
@@ -106,7 +110,14 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
         }
         self.write_put(&request.key, value, lease);
         self.state.leases_mut().attach(&request.key, lease);
-        Ok(PutAnswer { prev_kv: before.filter(|_| request.prev_kv) })
+        let mut answer = PutAnswer::default();
+        if let Some(kv) = before.filter(|_| request.prev_kv) {
+            match self.take_room(kv.len()) {
+                Ok(()) => answer.prev_kv = Some(kv),
+                Err(left_out) => answer.left_out = left_out,
+            }
+        }
+        Ok(answer)
     }
 
     /// Deletes the keys of a range, in key order.
@@ -123,14 +134,33 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
             }
             std::ops::ControlFlow::Continue(())
         });
-        let mut prev_kvs = Vec::new();
+        let deleted = keys.len() as i64;
+        let mut answer = DeleteRangeAnswer { deleted, ..DeleteRangeAnswer::default() };
         for key in &keys {
-            if request.prev_kv {
-                prev_kvs.extend(self.read(key)?);
+            if request.prev_kv && let Some(kv) = self.read(key)? {
+                match self.take_room(kv.len()) {
+                    Ok(()) => answer.prev_kvs.push(kv),
+                    Err(left_out) => answer.left_out += left_out,
+                }
             }
             self.delete_key(key);
         }
-        Ok(DeleteRangeAnswer { deleted: keys.len() as i64, prev_kvs })
+        Ok(answer)
+    }
+
+    /// Takes `bytes` of the room in the answer, which from the first that do not fit on has none; gives
+    /// back those.
+    fn take_room(&mut self, bytes: usize) -> Result<(), usize> {
+        match self.room.checked_sub(bytes) {
+            Some(room) => {
+                self.room = room;
+                Ok(())
+            }
+            None => {
+                self.room = 0;
+                Err(bytes)
+            }
+        }
     }
 
     /// Deletes `key`, which is live.
@@ -159,13 +189,15 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
     }
 
     /// Reads keys, seeing what the transaction wrote. The request has passed all checks.
-    pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, StorageError> {
-        let mut plan = RangePlan::new(self.view(), request)
+    pub(super) fn range(&mut self, request: &RangeRequest) -> Result<RangeAnswer, StorageError> {
+        let mut plan = RangePlan::new(self.view(), request, Room::Whole(self.room))
             .expect("ranges are checked before a transaction writes");
         while !plan.is_planned() {
             plan.step(self.view());
         }
-        plan.finish_with(|revision| self.record(revision)).map(|(answer, _)| answer)
+        let (answer, _) = plan.finish_with(|revision| self.record(revision))?;
+        self.room = if answer.left_out > 0 { 0 } else { self.room - answer.kvs.len() };
+        Ok(answer)
     }
 
     /// The encoded pair that `key` has now.
@@ -262,5 +294,49 @@ fn event(
         version,
         prev: before.is_live().then(|| before.revision()),
         prev_kv: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::state::Options;
+    use crate::storage::memory::Memory;
+
+    /// A Txn or a deletion could gather the whole store many times, on every member.
+    #[test]
+    fn an_answer_has_room_for_so_many_pairs_in_all() {
+        let options = Options { value_cache_bytes: 1 << 20 };
+        let mut state = State::open(Arc::new(Memory::new()), options).unwrap();
+        let mut pending = Pending::default();
+        let mut txn = WriteTxn::new(&mut state, &mut pending);
+        let value = Bytes::from(vec![b'v'; 1000]);
+        for key in ["a", "b", "c"] {
+            txn.write_put(key.as_bytes(), &value, 0);
+        }
+        let all = RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
+        let whole = txn.range(&all).unwrap();
+        let pair = txn.read(b"a").unwrap().unwrap().len();
+
+        txn.room = whole.kvs.len() + pair;
+        assert_eq!(txn.range(&all).unwrap(), whole);
+        let again = PutRequest { key: "a".into(), prev_kv: true, ..Default::default() };
+        let put = txn.put(&again).unwrap();
+        assert_eq!((put.prev_kv.map(|kv| kv.len()), put.left_out), (Some(pair), 0));
+        let put = txn.put(&again).unwrap();
+        assert_eq!(put.prev_kv, None);
+        assert!(put.left_out > 0);
+        let count = RangeRequest { count_only: true, ..all.clone() };
+        assert_eq!(txn.range(&count).unwrap().left_out, 0);
+        let read = txn.range(&all).unwrap();
+        assert_eq!(read.kvs.len(), 0);
+        assert!(read.left_out > 2 * pair);
+
+        txn.room = 2 * pair;
+        let delete = DeleteRangeRequest { key: "a".into(), range_end: "z".into(), prev_kv: true };
+        let deleted = txn.delete_range(&delete).unwrap();
+        assert_eq!((deleted.deleted, deleted.prev_kvs.len(), deleted.left_out), (3, 2, pair));
     }
 }

@@ -16,8 +16,8 @@ use http_body::Frame;
 use parking_lot::Mutex;
 
 use super::super::status::{Code, Status};
-use super::message::PREFIX_BYTES;
-use super::{gzip, ok_trailers, status_headers};
+use super::message::{self, PREFIX_BYTES};
+use super::{Bounds, gzip, ok_trailers, status_headers};
 use crate::metrics::Metrics;
 
 /// A buffer of small messages from this size on is a chunk of its own.
@@ -59,6 +59,8 @@ struct Outbox {
     tail: BytesMut,
     bytes: usize,
     bytes_max: usize,
+    /// The largest message that is sent.
+    message_bytes_max: usize,
     is_gzip: bool,
     status: Option<Status>,
     /// Whether the connection has taken the status or is gone.
@@ -72,13 +74,14 @@ struct Outbox {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gone;
 
-/// Both sides of a stream of answers of which about `bytes_max` may wait.
-pub(super) fn answers(bytes_max: usize, is_gzip: bool, meter: Meter) -> (Answers, AnswerQueue) {
+/// Both sides of a stream of answers within `bounds`.
+pub(super) fn answers(bounds: Bounds, is_gzip: bool, meter: Meter) -> (Answers, AnswerQueue) {
     let outbox = Arc::new(Mutex::new(Outbox {
         chunks: VecDeque::new(),
         tail: BytesMut::new(),
         bytes: 0,
-        bytes_max,
+        bytes_max: bounds.answers_bytes_max,
+        message_bytes_max: bounds.answer_bytes_max,
         is_gzip,
         status: None,
         is_closed: false,
@@ -106,17 +109,17 @@ impl Answers {
 
     /// Sends the message that `head` and `parts` make up, one after another, without a prefix.
     ///
-    /// Large parts are shared, not copied.
+    /// Large parts are shared, not copied. A message that is too large is refused: the stream should
+    /// end with that.
     pub(crate) fn send_parts<'a>(
         &self,
         head: &[u8],
         parts: impl Iterator<Item = &'a Bytes> + Clone,
-    ) {
+    ) -> Result<(), Status> {
         let length = head.len() + parts.clone().map(Bytes::len).sum::<usize>();
-        let mut prefix = [0; PREFIX_BYTES];
-        let announced = u32::try_from(length).expect("an answer is bounded below 4 GiB");
-        prefix[1..].copy_from_slice(&announced.to_be_bytes());
         let mut outbox = self.outbox.lock();
+        message::check_streamed_size(length, outbox.message_bytes_max)?;
+        let prefix = message::plain_prefix(length);
         if outbox.is_gzip {
             let mut frame = Vec::with_capacity(PREFIX_BYTES + length);
             frame.extend_from_slice(&prefix);
@@ -131,6 +134,7 @@ impl Answers {
             parts.for_each(|part| outbox.put_shared(part));
         }
         outbox.sent();
+        Ok(())
     }
 
     /// Whether there is room for another message.
@@ -296,7 +300,12 @@ mod tests {
 
     fn pair(bytes_max: usize) -> (Answers, AnswerQueue) {
         let meter = Meter { metrics: Arc::new(Metrics::new()), path: "/a/b" };
-        answers(bytes_max, false, meter)
+        let bounds = Bounds {
+            request_bytes_max: 0,
+            answer_bytes_max: 2 * COPIED_BYTES_MAX,
+            answers_bytes_max: bytes_max,
+        };
+        answers(bounds, false, meter)
     }
 
     fn next(queue: &mut AnswerQueue) -> Poll<Option<Frame<Bytes>>> {
@@ -314,7 +323,7 @@ mod tests {
     fn small_messages_go_out_together_and_then_the_status() {
         let (answers, mut queue) = pair(100);
         answers.send(b"\0\0\0\0\x01a");
-        answers.send_parts(b"b", [Bytes::from("c")].iter());
+        answers.send_parts(b"b", [Bytes::from("c")].iter()).unwrap();
         assert_eq!(data(&mut queue), "\0\0\0\0\x01a\0\0\0\0\x02bc");
         assert!(next(&mut queue).is_pending());
         answers.end(Status::new(Code::Unavailable, "x"));
@@ -331,10 +340,21 @@ mod tests {
     fn large_parts_are_shared() {
         let (answers, mut queue) = pair(100);
         let large = Bytes::from(vec![7; COPIED_BYTES_MAX]);
-        answers.send_parts(b"h", [large.clone(), Bytes::from("t")].iter());
+        answers.send_parts(b"h", [large.clone(), Bytes::from("t")].iter()).unwrap();
         assert_eq!(data(&mut queue).len(), PREFIX_BYTES + 1);
         assert_eq!(data(&mut queue).as_ptr(), large.as_ptr());
         assert_eq!(data(&mut queue), "t");
+    }
+
+    /// Events of one revision that came to more than 4 GiB ended the member.
+    #[test]
+    fn a_message_that_is_too_large_is_not_sent() {
+        let (answers, mut queue) = pair(100);
+        let half = Bytes::from(vec![7; COPIED_BYTES_MAX]);
+        let refused = answers.send_parts(b"h", [half.clone(), half].iter()).unwrap_err();
+        let text = "trying to send message larger than max (16385 vs. 16384)";
+        assert_eq!(refused, Status::new(Code::ResourceExhausted, text));
+        assert!(next(&mut queue).is_pending());
     }
 
     #[test]

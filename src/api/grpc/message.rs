@@ -160,6 +160,24 @@ pub(super) fn check_size(announced: usize, bytes_max: usize) -> Result<(), Statu
     Err(Status::new(Code::ResourceExhausted, text))
 }
 
+/// grpc-go's refusal to send a unary answer of `bytes` if that is above the limit.
+pub(crate) fn check_answer_size(bytes: usize, bytes_max: usize) -> Result<(), Status> {
+    check_sent_size("grpc: ", bytes, bytes_max)
+}
+
+/// As [`check_answer_size`], with the text that grpc-go has for messages of a stream.
+pub(crate) fn check_streamed_size(bytes: usize, bytes_max: usize) -> Result<(), Status> {
+    check_sent_size("", bytes, bytes_max)
+}
+
+fn check_sent_size(begin: &str, bytes: usize, bytes_max: usize) -> Result<(), Status> {
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    let text = format!("{begin}trying to send message larger than max ({bytes} vs. {bytes_max})");
+    Err(Status::new(Code::ResourceExhausted, text))
+}
+
 /// Decodes a request; grpc-go's text if it is malformed.
 pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
     // As in etcd: the text does not tell what is wrong.
@@ -206,11 +224,18 @@ impl FrameBuilder {
 
     /// Fills in the length.
     pub(crate) fn finish(mut self) -> Bytes {
-        let length = u32::try_from(self.buffer.len() - PREFIX_BYTES)
-            .expect("an answer is bounded below 4 GiB");
-        self.buffer[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
+        let prefix = plain_prefix(self.buffer.len() - PREFIX_BYTES);
+        self.buffer[..PREFIX_BYTES].copy_from_slice(&prefix);
         self.buffer.freeze()
     }
+}
+
+/// What stands in front of an uncompressed message of `length` bytes.
+///
+/// A length that does not fit is cut: such a message is refused, and not sent.
+pub(super) fn plain_prefix(length: usize) -> [u8; PREFIX_BYTES] {
+    let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [FLAG_PLAIN, a, b, c, d]
 }
 
 #[cfg(test)]
@@ -245,5 +270,17 @@ mod tests {
         let status = check_size(11, 10).unwrap_err();
         assert_eq!(status.message, "grpc: received message larger than max (11 vs. 10)");
         assert_eq!(status.code, Code::ResourceExhausted);
+    }
+
+    /// An answer of 4 GiB and more ended the member.
+    #[test]
+    fn an_answer_above_the_limit_is_refused_as_by_grpc_go() {
+        assert_eq!(check_answer_size(10, 10), Ok(()));
+        let status = check_answer_size(11, 10).unwrap_err();
+        let text = "trying to send message larger than max (11 vs. 10)";
+        assert_eq!(status, Status::new(Code::ResourceExhausted, format!("grpc: {text}")));
+        let streamed = check_streamed_size(11, 10).unwrap_err();
+        assert_eq!(streamed, Status::new(Code::ResourceExhausted, text));
+        assert_eq!(plain_prefix(u32::MAX as usize + 1), [0, 255, 255, 255, 255]);
     }
 }

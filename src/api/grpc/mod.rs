@@ -31,7 +31,10 @@ mod requests;
 pub use answers::AnswerQueue;
 pub(crate) use answers::{Answers, Meter};
 pub(crate) use head::{Call, Encoding, Refusal};
-pub(crate) use message::{FrameBuilder, as_in_streams, decode, decode_in_stream, encode};
+pub(crate) use message::{
+    FrameBuilder, PREFIX_BYTES, as_in_streams, check_answer_size, check_streamed_size, decode,
+    decode_in_stream, encode,
+};
 pub use requests::RequestBody;
 pub(crate) use requests::Requests;
 
@@ -154,6 +157,8 @@ fn percent_encode(text: &str) -> String {
 pub(crate) struct Bounds {
     /// The largest message that is taken.
     pub(crate) request_bytes_max: usize,
+    /// The largest message that is sent.
+    pub(crate) answer_bytes_max: usize,
     /// About how much may wait to be sent.
     pub(crate) answers_bytes_max: usize,
 }
@@ -180,7 +185,7 @@ impl Call {
         }
     }
 
-    /// Opens both directions of a call; about `answers_bytes_max` of answers may wait to be sent.
+    /// Opens both directions of a call.
     ///
     /// The queue is for [`Call::answer_open`]; whoever keeps the other two serves the call.
     pub(crate) fn open<B: RequestBody>(
@@ -192,7 +197,7 @@ impl Call {
         self.check_encoding()?;
         let requests = Requests::new(self.clone(), body, bounds.request_bytes_max);
         let is_gzip = self.encoding == Encoding::Gzip;
-        let (answers, queue) = answers::answers(bounds.answers_bytes_max, is_gzip, meter);
+        let (answers, queue) = answers::answers(bounds, is_gzip, meter);
         Ok((requests, answers, queue))
     }
 

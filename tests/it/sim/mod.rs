@@ -8,6 +8,7 @@
 //! `QUORATE_SIM_SEEDS=5000..7000 cargo test --release --test it sim` runs a range on all cores,
 //! `QUORATE_SIM_SEEDS=5003` one seed. A seed that fails writes its log to `target/sim-<seed>.log`.
 
+mod calls;
 pub(crate) mod directed;
 mod door;
 mod host;

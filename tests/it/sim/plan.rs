@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use quorate::limits;
 
 use super::net::Link;
 use crate::support::workload::Mix;
@@ -23,6 +24,7 @@ pub(crate) struct Plan {
     pub(crate) segment_bytes: u64,
     pub(crate) ring_bytes: usize,
     pub(crate) value_cache_bytes: usize,
+    pub(crate) answer_bytes_max: usize,
     /// How long faults happen.
     pub(crate) trouble: Duration,
     /// The longest pause between two faults.
@@ -106,6 +108,7 @@ impl Plan {
             segment_bytes: [16, 32, 64, 256][rng.usize(..4)] * 1024,
             ring_bytes: if rng.bool() { rng.usize(0..16_384) } else { 1 << 20 },
             value_cache_bytes: if rng.bool() { 0 } else { 1 << 20 },
+            answer_bytes_max: limits::ANSWER_BYTES_MAX,
             trouble: Duration::from_secs(rng.u64(if is_short { 6..12 } else { 15..60 })),
             calm_max: Duration::from_millis([300, 1_000, 3_000, 6_000][rng.usize(..4)]),
             faults,
