@@ -11,6 +11,15 @@ pub const PROPOSAL_BYTES_MAX: usize = 512 * 1024;
 /// Default of `--max-request-bytes`: a larger write is refused with etcd's text.
 pub const REQUEST_BYTES_MAX_DEFAULT: usize = 1_572_864;
 
+/// Largest `--max-request-bytes`; more is refused at start, other than in etcd: a larger command would
+/// find no place in the queue, and one beyond [`LOG_RECORD_BYTES_MAX`] none in the log.
+pub const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+const _: () = assert!(REQUEST_BYTES_MAX <= PROPOSALS_QUEUED_BYTES_MAX);
+// An entry is full, and then a forwarded group with the largest command comes on top.
+const _: () = assert!(PROPOSAL_BYTES_MAX + REQUEST_BYTES_MAX < LOG_RECORD_BYTES_MAX);
+const _: () = assert!(LOG_RECORD_BYTES_MAX <= PEER_MESSAGE_BYTES_MAX / 2);
+
 /// What gRPC framing may add above `--max-request-bytes` (as in etcd).
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 

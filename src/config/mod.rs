@@ -42,10 +42,10 @@ pub use url::{Scheme, Url, UrlError};
 
 use crate::identity::{ClusterId, MemberId};
 use crate::limits::{
-    ELECTION_MILLISECONDS_MAX, QUOTA_BYTES_DEFAULT, REQUEST_BYTES_RECOMMENDED_MAX,
-    SERVING_THREADS_MAX, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT, SNAPSHOT_COUNT_DEFAULT,
-    WAL_SEGMENT_BYTES_MAX, WAL_SEGMENT_BYTES_MIN, WARNING_UNARY_REQUEST_DEFAULT,
-    WATCH_PROGRESS_DEFAULT, WATCH_PROGRESS_MIN,
+    ELECTION_MILLISECONDS_MAX, QUOTA_BYTES_DEFAULT, REQUEST_BYTES_MAX,
+    REQUEST_BYTES_RECOMMENDED_MAX, SERVING_THREADS_MAX, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT,
+    SNAPSHOT_COUNT_DEFAULT, WAL_SEGMENT_BYTES_MAX, WAL_SEGMENT_BYTES_MIN,
+    WARNING_UNARY_REQUEST_DEFAULT, WATCH_PROGRESS_DEFAULT, WATCH_PROGRESS_MIN,
 };
 use crate::logging::{LogFormat, LogOutput, LogSettings};
 use flags::Values;
@@ -287,6 +287,7 @@ impl Config {
         self.check_urls()?;
         self.check_clock()?;
         let bounds = [
+            ("max-request-bytes", (0, REQUEST_BYTES_MAX as u64), self.max_request_bytes as u64),
             (
                 "quorate-wal-segment-bytes",
                 (WAL_SEGMENT_BYTES_MIN, WAL_SEGMENT_BYTES_MAX),

@@ -286,6 +286,10 @@ fn what_would_start_another_cluster_is_refused() {
         ("--config-file=/etc/etcd.yaml", "--config-file is not built yet"),
         ("--listen-peer-urls=unix://s", "Unix sockets are not built yet"),
         ("--quorate-wal-segment-bytes=5", "must be between 1048576 and"),
+        (
+            "--max-request-bytes=67108865",
+            "--max-request-bytes must be between 0 and 67108864 (set to 67108865)",
+        ),
     ] {
         let (code, text) = refusal(parse(line));
         assert_eq!(code, 1, "{line}");
