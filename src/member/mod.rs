@@ -8,7 +8,7 @@
 //! **Invariant:** no door touches raft or changes the state by itself.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::RwLockReadGuard;
@@ -297,7 +297,7 @@ impl Member {
     /// Waits until a look at the state is linearizable.
     ///
     /// # Errors
-    /// [`Error::NoLeader`], [`Error::Timeout`] or [`Error::TimeoutApplied`].
+    /// [`Error::Timeout`] or [`Error::TimeoutApplied`].
     pub async fn read_barrier(&self, shard: &Shard) -> Result<(), Error> {
         if self.node.reads_alone() || mutants::is_on("mutant_read_without_index") {
             return Ok(());
@@ -368,19 +368,25 @@ impl Member {
     }
 
     async fn sweep(self: Arc<Self>) {
-        let mut leadership = self.node.watch_leadership();
-        let mut lost_leader_at = None;
+        let leadership = self.node.watch_leadership();
+        let mut leader = leadership.borrow().leader;
+        let mut elected_at = None;
         loop {
             tokio::time::sleep(limits::SWEEP_INTERVAL).await;
             let now = clock::now();
-            if leadership.has_changed() {
-                leadership.mark_unchanged();
-                lost_leader_at = Some(now);
+            let before = std::mem::replace(&mut leader, leadership.borrow().leader);
+            if leader.is_some() && leader != before {
+                elected_at = Some(now);
             }
-            let since_loss = lost_leader_at.map(|at| now.saturating_duration_since(at));
-            let failover = since_loss.is_some_and(|since| since <= self.options.request_timeout);
-            self.proposer
-                .sweep(now, || if failover { Error::TimeoutLeaderFailure } else { Error::Timeout });
+            // As in etcd: who asked when the old leader could just have failed, and a new one came.
+            let failed = |deadline: Instant| {
+                let began = deadline - self.options.request_timeout;
+                elected_at
+                    .is_some_and(|at| began < at && at < began + 2 * self.options.election_timeout)
+            };
+            self.proposer.sweep(now, |deadline| {
+                if failed(deadline) { Error::TimeoutLeaderFailure } else { Error::Timeout }
+            });
         }
     }
 }

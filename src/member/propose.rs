@@ -316,29 +316,31 @@ impl Proposer {
         }
     }
 
-    /// Fails what waits longer than the request timeout. Called a few times a second.
-    pub(crate) fn sweep(&self, now: Instant, error: impl Fn() -> Error) {
-        let mut expired: Vec<ReplySlot> = Vec::new();
+    /// Fails what waits longer than the request timeout, with what `error` makes of its deadline. Called
+    /// a few times a second.
+    pub(crate) fn sweep(&self, now: Instant, error: impl Fn(Instant) -> Error) {
+        let mut expired: Vec<(ReplySlot, Instant)> = Vec::new();
         {
             let mut pending = self.pending.lock();
             while let Some(group) = pending.first_entry()
                 && group.get().deadline <= now
             {
-                expired.extend(group.remove().slots);
+                let Pending { slots, deadline } = group.remove();
+                expired.extend(slots.into_iter().map(|slot| (slot, deadline)));
             }
         }
         {
             let mut queue = self.queue.lock();
             while queue.next().is_some_and(|first| first.deadline <= now) {
                 let Some(first) = queue.take_next() else { break };
-                expired.push(first.slot);
+                expired.push((first.slot, first.deadline));
             }
             while queue.own.front().is_some_and(|first| first.deadline <= now) {
                 let Some(first) = queue.take_own() else { break };
-                expired.push(first.slot);
+                expired.push((first.slot, first.deadline));
             }
         }
-        self.deliver(expired.into_iter().map(|slot| (slot, Err(error()))));
+        self.deliver(expired.into_iter().map(|(slot, deadline)| (slot, Err(error(deadline)))));
     }
 
     /// Refuses new commands; those under way may still finish.

@@ -22,7 +22,6 @@ use crate::tasks;
 /// Why a read round failed; each waiting read gets a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadRefused {
-    NoLeader,
     Timeout,
     TimeoutApplied,
     Stopped,
@@ -31,7 +30,6 @@ pub(crate) enum ReadRefused {
 impl From<ReadRefused> for Error {
     fn from(refused: ReadRefused) -> Self {
         match refused {
-            ReadRefused::NoLeader => Error::NoLeader,
             ReadRefused::Timeout => Error::Timeout,
             ReadRefused::TimeoutApplied => Error::TimeoutApplied,
             ReadRefused::Stopped => Error::Stopped,
@@ -110,13 +108,8 @@ impl Reads {
             let deadline = clock::now() + timeout;
             match index(&node, deadline).await {
                 Some(index) => self.answer(&node, round, index, deadline),
-                None => {
-                    let leader = node.leadership().leader;
-                    let no_leader = leader.is_none();
-                    let refused =
-                        if no_leader { ReadRefused::NoLeader } else { ReadRefused::Timeout };
-                    self.end(round.reads, Err(refused));
-                }
+                // As in etcd: also if there is no leader, whom who needs one asks for in the head.
+                None => self.end(round.reads, Err(ReadRefused::Timeout)),
             }
         }
     }
