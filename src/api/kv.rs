@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::grpc::Call;
 use super::status::{Code, Status};
 use super::{Api, encode, grpc};
 use crate::limits;
@@ -123,6 +124,7 @@ impl Api {
     /// A Range whose answer comes in parts; merging them gives what Range answers.
     pub(super) async fn range_stream(
         &self,
+        call: &Call,
         message: Bytes,
     ) -> Result<mpsc::Receiver<Result<Bytes, Status>>, Status> {
         let request: RangeRequest = grpc::decode(message)?;
@@ -132,9 +134,14 @@ impl Api {
             self.member.read_barrier(&self.shard).await?;
         }
         let (parts, receiver) = mpsc::channel(limits::STREAM_PARTS_MAX);
-        let api = self.clone();
+        let (api, cut) = (self.clone(), self.cut(call));
         tasks::spawn("range-stream", async move {
-            let sent = api.send_parts(request, &parts).await;
+            // Nothing is lost in a branch that is dropped: the call ends.
+            let sent = tokio::select! {
+                biased;
+                sent = api.send_parts(request, &parts) => sent,
+                status = cut => Err(status),
+            };
             let code = sent.as_ref().map_or_else(|status| status.code, |()| Code::Ok);
             api.member.counts().range_read();
             api.metrics.handled(RANGE_STREAM, code as usize, 0);

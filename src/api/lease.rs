@@ -1,7 +1,7 @@
 //! The Lease service: grants and revokes go through the log, keep-alives to the lessor.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::pin::pin;
 
 use bytes::Bytes;
 use futures_util::future::{self, FutureExt};
@@ -29,11 +29,7 @@ impl Api {
         let request: LeaseGrantRequest = grpc::decode(message)?;
         let applied = self.member.grant_lease(&self.shard, &request).await?;
         let response = applied.outcome?;
-        encode::response(
-            &self.member.header(applied.revision),
-            &response,
-            self.answer_bytes_max(),
-        )
+        encode::response(&self.member.header(applied.revision), &response, self.answer_bytes_max())
     }
 
     pub(super) async fn lease_revoke(&self, message: Bytes) -> Result<Bytes, Status> {
@@ -79,7 +75,7 @@ impl Api {
     ) -> Result<AnswerQueue, Status> {
         let (requests, answers, queue) = self.open(call, KEEP_ALIVE, body)?;
         let stream = KeepAliveStream { api: self.clone(), answers, owed: VecDeque::new() };
-        tasks::spawn("keep-alive", stream.serve(requests, call.needs_leader));
+        tasks::spawn("keep-alive", stream.serve(requests, self.cut(call)));
         Ok(queue)
     }
 }
@@ -103,19 +99,18 @@ struct Owed {
 enum Next {
     Request(Option<Result<Bytes, Status>>),
     Renewed(Result<i64, Error>),
-    LeaderLost,
+    Cut(Status),
     Gone,
 }
 
 impl KeepAliveStream {
     /// Serves until the client ends its side, is gone, or a request fails.
-    async fn serve<B: RequestBody>(mut self, mut requests: Requests<B>, needs_leader: bool) {
-        let api = self.api.clone();
-        let mut leader_lost: Pin<Box<dyn Future<Output = ()> + Send>> = if needs_leader {
-            Box::pin(async move { api.member.leader_lost().await })
-        } else {
-            Box::pin(future::pending())
-        };
+    async fn serve<B: RequestBody>(
+        mut self,
+        mut requests: Requests<B>,
+        cut: impl Future<Output = Status>,
+    ) {
+        let mut cut = pin!(cut);
         let mut is_open = true;
         let status = loop {
             if let Err(status) = self.send_ready() {
@@ -135,7 +130,7 @@ impl KeepAliveStream {
                     Err(_) => Next::Gone,
                 },
                 () = self.answers.gone(), if has_room => Next::Gone,
-                () = &mut leader_lost => Next::LeaderLost,
+                status = &mut cut => Next::Cut(status),
             };
             match next {
                 Next::Request(Some(Ok(message))) => {
@@ -152,7 +147,7 @@ impl KeepAliveStream {
                     }
                 }
                 Next::Renewed(Err(error)) => break error.into(),
-                Next::LeaderLost => break Error::NoLeader.into(),
+                Next::Cut(status) => break status,
                 Next::Gone => return,
             }
         };

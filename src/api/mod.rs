@@ -7,16 +7,19 @@
 //! **Invariant:** nothing here changes the state or decides an order; a refused request changes
 //! nothing.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::limits;
 use crate::member::{Error, Member, Shard};
 use crate::metrics::Metrics;
 
+mod deadline;
 mod election;
 mod encode;
 pub mod grpc;
@@ -29,6 +32,7 @@ pub mod status;
 mod upkeep;
 mod watch;
 
+use deadline::Deadlines;
 use grpc::{AnswerQueue, Answers, Body, Bounds, Call, Meter, RequestBody, Requests};
 use status::{Code, Status};
 
@@ -38,6 +42,7 @@ pub struct Api {
     member: Arc<Member>,
     shard: Arc<Shard>,
     metrics: Arc<Metrics>,
+    deadlines: Arc<Deadlines>,
     message_bytes_max: usize,
 }
 
@@ -45,7 +50,7 @@ impl Api {
     /// The API of `member` on the thread of `shard`.
     pub fn new(member: Arc<Member>, shard: Arc<Shard>, metrics: Arc<Metrics>) -> Self {
         let message_bytes_max = member.options().request_bytes_max + limits::GRPC_OVERHEAD_BYTES;
-        Api { member, shard, metrics, message_bytes_max }
+        Api { member, shard, metrics, deadlines: Arc::default(), message_bytes_max }
     }
 
     /// The serving thread.
@@ -56,12 +61,14 @@ impl Api {
     /// Answers one gRPC call.
     pub async fn call<B: RequestBody>(&self, request: Request<B>) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let call = match Call::read(&head) {
+        let call = match Call::read(&head, clock::now) {
             Ok(call) => call,
             Err(refusal) => return refusal.answer(),
         };
         let path = head.uri.path();
-        match self.handle(&call, path, body).await {
+        let handled = pin!(self.handle(&call, path, body));
+        let handled = self.deadlines.keep(call.deadline, handled).await;
+        match handled.unwrap_or_else(|passed| Err(passed.into())) {
             Ok(Answer::Unary(message)) => {
                 self.metrics.handled(path, Code::Ok as usize, message.len());
                 call.answer(message)
@@ -94,6 +101,21 @@ impl Api {
             return Err(Error::NoLeader.into());
         }
         Ok(opened)
+    }
+
+    /// Why a stream ends that neither its client nor its handler ends: its deadline has passed, or it
+    /// wants a leader and there is none.
+    fn cut(&self, call: &Call) -> impl Future<Output = Status> + Send + use<> {
+        let (member, deadlines) = (Arc::clone(&self.member), Arc::clone(&self.deadlines));
+        let (needs_leader, deadline) = (call.needs_leader, call.deadline);
+        async move {
+            tokio::select! {
+                biased;
+                () = member.leader_lost(), if needs_leader => Error::NoLeader.into(),
+                () = deadlines.passed(deadline), if deadline.is_some() => Status::late(),
+                else => std::future::pending().await,
+            }
+        }
     }
 
     /// From the path to the answer: the method is known before anything is read.
@@ -141,7 +163,7 @@ impl Api {
             Method::LeaseLeases => self.lease_leases(message),
             Method::LeaseKeepAlive => unreachable!("opened above"),
             Method::RangeStream => {
-                let parts = self.range_stream(message).await?;
+                let parts = self.range_stream(call, message).await?;
                 return Ok(Answer::Stream(parts));
             }
             // Boxed: what waits long must not make the future of every small request larger.
@@ -152,7 +174,7 @@ impl Api {
             Method::Leader => Box::pin(self.leader(message)).await,
             Method::Resign => Box::pin(self.resign(message)).await,
             Method::Observe => return self.observe(call, message).map(Answer::Stream),
-            Method::HealthWatch => return self.health_watch(message).map(Answer::Stream),
+            Method::HealthWatch => return self.health_watch(call, message).map(Answer::Stream),
         };
         let answer = answered?;
         grpc::check_answer_size(answer.len() - grpc::PREFIX_BYTES, self.answer_bytes_max())?;

@@ -1,7 +1,8 @@
 //! Election's Observe: a stream of whoever leads, and of what they proclaim.
 //!
 //! It tells the present leader, then every value of that leader's key until the key is gone, then the
-//! next leader. As in etcd a leader that came and went between two looks may be left out.
+//! next leader. As in etcd a leader that came and went between two looks may be left out, and a member
+//! that cannot look, because there is no quorum, ends the stream without an error.
 
 use bytes::Bytes;
 use prost::Message;
@@ -13,7 +14,6 @@ use super::grpc::{self, Call};
 use super::line::Line;
 use super::status::{Code, Status};
 use crate::limits;
-use crate::member::Error;
 use crate::pb::mvccpb::KeyValue;
 use crate::pb::v3electionpb::{LeaderRequest, LeaderResponse};
 use crate::state::{Event, EventKind};
@@ -36,7 +36,7 @@ impl Api {
         let (parts, receiver) = mpsc::channel(limits::STREAM_PARTS_MAX);
         let (api, line) = (self.clone(), Line::new(&name));
         let observer = Observer { api, line, parts: parts.clone(), told: Default::default() };
-        tasks::spawn("observe", observer.run(parts, call.needs_leader));
+        tasks::spawn("observe", observer.run(parts, self.cut(call)));
         Ok(receiver)
     }
 }
@@ -56,7 +56,9 @@ struct Gone;
 /// Why observing ends.
 enum End {
     Gone,
-    Failed(Status),
+    /// The member cannot tell any more who leads.
+    Blind,
+    Cut(Status),
 }
 
 impl From<Gone> for End {
@@ -67,25 +69,23 @@ impl From<Gone> for End {
 
 impl Observer {
     /// Observes until the client is gone, or the member cannot tell any more.
-    async fn run(mut self, parts: Parts, needs_leader: bool) {
-        let (member, metrics) = (self.api.member.clone(), self.api.metrics.clone());
-        let leader_lost = async {
-            if needs_leader {
-                member.leader_lost().await;
-            } else {
-                std::future::pending().await
-            }
-        };
+    async fn run(mut self, parts: Parts, cut: impl Future<Output = Status>) {
+        let metrics = self.api.metrics.clone();
         // Nothing is lost in a branch that is dropped: the call ends.
         let end = tokio::select! {
             biased;
             end = self.observe() => end,
-            () = leader_lost => End::Failed(Error::NoLeader.into()),
+            status = cut => End::Cut(status),
             () = parts.closed() => End::Gone,
         };
         let status = match end {
             End::Gone => Status::new(Code::Cancelled, "context canceled"),
-            End::Failed(status) => status,
+            End::Blind => {
+                // The end of the parts is a good end.
+                metrics.handled(PATH, Code::Ok as usize, 0);
+                return;
+            }
+            End::Cut(status) => status,
         };
         metrics.handled(PATH, status.code as usize, 0);
         // A client that went away needs no status.
@@ -97,7 +97,7 @@ impl Observer {
             let next = match self.api.find_leader(&self.line).await {
                 Ok(Found { revision, leader: Some(leader) }) => self.follow(revision, leader).await,
                 Ok(Found { revision, leader: None }) => self.first_put(revision).await,
-                Err(status) => return End::Failed(status),
+                Err(_) => return End::Blind,
             };
             match next {
                 Ok(()) => {}

@@ -22,6 +22,11 @@ impl Status {
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Status { code, message: message.into() }
     }
+
+    /// What a call ends with whose deadline has passed.
+    pub(crate) fn late() -> Self {
+        Status::new(Code::DeadlineExceeded, "context deadline exceeded")
+    }
 }
 
 impl fmt::Display for Status {

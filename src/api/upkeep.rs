@@ -5,6 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::mpsc;
 
+use super::grpc::Call;
 use super::status::{Code, Status};
 use super::{Api, grpc};
 use crate::limits;
@@ -152,6 +153,7 @@ impl Api {
     /// is until the member stops.
     pub(super) fn health_watch(
         &self,
+        call: &Call,
         message: Bytes,
     ) -> Result<mpsc::Receiver<Result<Bytes, Status>>, Status> {
         let request: HealthCheckRequest = grpc::decode(message)?;
@@ -159,10 +161,15 @@ impl Api {
         let status = if is_known { HEALTH_SERVING } else { HEALTH_SERVICE_UNKNOWN };
         let (parts, receiver) = mpsc::channel(1);
         let first = grpc::encode(&HealthCheckResponse { status });
+        let cut = self.cut(call);
         tasks::spawn("health-watch", async move {
             // A client that went away needs no answer.
             drop(parts.send(Ok(first)).await);
-            parts.closed().await;
+            let status = tokio::select! {
+                () = parts.closed() => return,
+                status = cut => status,
+            };
+            drop(parts.send(Err(status)).await);
         });
         Ok(receiver)
     }

@@ -15,7 +15,6 @@ use super::status::{Code, Status};
 use super::{Api, encode, grpc};
 use crate::clock;
 use crate::limits;
-use crate::member::Error;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
@@ -39,7 +38,7 @@ impl Api {
         let stream = self.member.watch(&self.shard);
         let header = Header { revision: -1, bytes: Vec::new() };
         let client = Client { api: self.clone(), stream, answers, header, head: Vec::new() };
-        tasks::spawn("watch-stream", client.run(requests, call.needs_leader));
+        tasks::spawn("watch-stream", client.run(requests, self.cut(call)));
         Ok(queue)
     }
 }
@@ -61,8 +60,12 @@ struct Header {
 }
 
 impl Client {
-    async fn run<B: RequestBody>(mut self, requests: Requests<B>, needs_leader: bool) {
-        let Err(status) = self.serve(requests, needs_leader).await;
+    async fn run<B: RequestBody>(
+        mut self,
+        requests: Requests<B>,
+        cut: impl Future<Output = Status>,
+    ) {
+        let Err(status) = self.serve(requests, cut).await;
         self.answers.end(status);
     }
 
@@ -70,23 +73,16 @@ impl Client {
     async fn serve<B: RequestBody>(
         &mut self,
         mut requests: Requests<B>,
-        needs_leader: bool,
+        cut: impl Future<Output = Status>,
     ) -> Result<Infallible, Status> {
-        let member = self.api.member.clone();
-        let mut leader_lost = pin!(async {
-            if needs_leader {
-                member.leader_lost().await;
-            } else {
-                std::future::pending().await
-            }
-        });
+        let mut cut = pin!(cut);
         let mut ticks = ticks(self.api.member.options().watch_progress_interval);
         // As in etcd: a client that has ended its side still gets events.
         let mut is_open = true;
         loop {
             tokio::select! {
                 biased;
-                () = &mut leader_lost => return Err(Error::NoLeader.into()),
+                status = &mut cut => return Err(status),
                 room = self.answers.room() => if room.is_err() { return Err(canceled()) },
             }
             if self.send_waiting()? {
@@ -104,7 +100,7 @@ impl Client {
                 delivery = self.stream.next() => self.send(delivery)?,
                 _ = ticks.tick() => self.stream.tick(),
                 () = self.answers.gone() => return Err(canceled()),
-                () = &mut leader_lost => return Err(Error::NoLeader.into()),
+                status = &mut cut => return Err(status),
             }
         }
     }

@@ -137,7 +137,9 @@ impl<'a, B: Backend> WriteTxn<'a, B> {
         let deleted = keys.len() as i64;
         let mut answer = DeleteRangeAnswer { deleted, ..DeleteRangeAnswer::default() };
         for key in &keys {
-            if request.prev_kv && let Some(kv) = self.read(key)? {
+            if request.prev_kv
+                && let Some(kv) = self.read(key)?
+            {
                 match self.take_room(kv.len()) {
                     Ok(()) => answer.prev_kvs.push(kv),
                     Err(left_out) => answer.left_out += left_out,

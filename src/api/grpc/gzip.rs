@@ -72,7 +72,8 @@ pub(super) fn compress(frame: &[u8]) -> Bytes {
     let compressed = encoder.write_all(&frame[PREFIX_BYTES..]).and_then(|()| encoder.finish());
     let mut out = compressed.expect("a Vec takes every write");
     let length = u32::try_from(out.len() - PREFIX_BYTES);
-    let length = length.expect("messages above 2 GiB are refused, and gzip adds less than one in 1000");
+    let length =
+        length.expect("messages above 2 GiB are refused, and gzip adds less than one in 1000");
     out[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
     out.into()
 }

@@ -3,6 +3,8 @@
 //! Every call pays for this, so it is one pass over the few headers that calls have, without an
 //! allocation. Nothing here is looked at twice. Order and texts of the refusals are grpc-go's.
 
+use std::time::{Duration, Instant};
+
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 
@@ -31,6 +33,8 @@ pub(crate) struct Call {
     is_version_text: Option<bool>,
     /// Whether the client wants nothing from a member that has no leader.
     pub(crate) needs_leader: bool,
+    /// When nobody waits for the answer any more, if the client said so.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// A request that is refused below gRPC: clients that know only HTTP understand it, too.
@@ -42,14 +46,16 @@ pub(crate) struct Refusal {
 }
 
 impl Call {
-    /// Reads the head of a request.
-    pub(crate) fn read(head: &Parts) -> Result<Call, Refusal> {
+    /// Reads the head of a request; asks for the time only if there is a timeout.
+    pub(crate) fn read(head: &Parts, now: impl Fn() -> Instant) -> Result<Call, Refusal> {
         let mut call = Call {
             encoding: Encoding::Identity,
             content_type: None,
             is_version_text: None,
             needs_leader: false,
+            deadline: None,
         };
+        let mut timeout = None;
         let mut leader_asked = false;
         let mut content_type = None;
         let mut malformed = None;
@@ -57,7 +63,10 @@ impl Call {
             match name.as_str() {
                 "content-type" => content_type = Some(value),
                 "grpc-encoding" => call.encoding = encoding(value),
-                "grpc-timeout" => malformed = check_timeout(value.as_bytes()).err().or(malformed),
+                "grpc-timeout" => match read_timeout(value.as_bytes()) {
+                    Ok(read) => timeout = Some(read),
+                    Err(problem) => malformed = Some(problem),
+                },
                 "client-api-version" => {
                     let is_text = || std::str::from_utf8(value.as_bytes()).is_ok();
                     call.is_version_text.get_or_insert_with(is_text);
@@ -81,7 +90,12 @@ impl Call {
             let text =
                 format!("Received a HEADERS frame with :method {method} which should be POST");
             (StatusCode::METHOD_NOT_ALLOWED, text)
+        } else if timeout == Some(Duration::ZERO) {
+            let (http, status) = (StatusCode::OK, Status::late());
+            return Err(Refusal { http, status, content_type: call.content_type });
         } else {
+            // Beyond the end of time is never.
+            call.deadline = timeout.and_then(|timeout| now().checked_add(timeout));
             return Ok(call);
         };
         let (http, text) = refusal;
@@ -124,14 +138,22 @@ fn answered_type(asked: Option<&HeaderValue>) -> Result<Option<HeaderValue>, Ref
     }
 }
 
-/// Whether `grpc-timeout` is up to eight digits and a unit.
-fn check_timeout(timeout: &[u8]) -> Result<(), String> {
+/// What `grpc-timeout` says with up to eight digits and a unit.
+fn read_timeout(timeout: &[u8]) -> Result<Duration, String> {
     let problem = match timeout {
-        [digits @ .., b'H' | b'M' | b'S' | b'm' | b'u' | b'n']
+        [digits @ .., unit @ (b'H' | b'M' | b'S' | b'm' | b'u' | b'n')]
             if (1..=8).contains(&digits.len()) =>
         {
             if digits.iter().all(u8::is_ascii_digit) {
-                return Ok(());
+                let number = digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+                return Ok(match unit {
+                    b'H' => Duration::from_secs(number * 3600),
+                    b'M' => Duration::from_secs(number * 60),
+                    b'S' => Duration::from_secs(number),
+                    b'm' => Duration::from_millis(number),
+                    b'u' => Duration::from_micros(number),
+                    _ => Duration::from_nanos(number),
+                });
             }
             format!("strconv.ParseUint: parsing {}: invalid syntax", quoted(digits))
         }
@@ -188,13 +210,14 @@ pub(super) fn quoted(text: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     fn read(headers: &[(&str, &[u8])]) -> Result<Call, Refusal> {
         let mut request = http::Request::post("/a/b");
         for &(name, value) in headers {
             request = request.header(name, value);
         }
-        Call::read(&request.body(()).unwrap().into_parts().0)
+        Call::read(&request.body(()).unwrap().into_parts().0, clock::now)
     }
 
     #[test]
@@ -212,8 +235,17 @@ mod tests {
 
     #[test]
     fn timeouts_are_digits_and_a_unit() {
-        for good in [&b"1n"[..], b"99999999H", b"0S"] {
-            assert_eq!(check_timeout(good), Ok(()));
+        for (good, nanoseconds) in [
+            (&b"1n"[..], 1),
+            (b"20u", 20_000),
+            (b"3m", 3_000_000),
+            (b"4S", 4_000_000_000),
+            (b"1M", 60_000_000_000),
+            (b"1H", 3_600_000_000_000),
+            (b"99999999H", 359_999_996_400_000_000_000),
+            (b"0S", 0),
+        ] {
+            assert_eq!(read_timeout(good).unwrap().as_nanos(), nanoseconds);
         }
         for (bad, problem) in [
             (&b""[..], "string is too short: \"\""),
@@ -222,8 +254,17 @@ mod tests {
             (b"12", "unit is not recognized: \"12\""),
             (b"-1S", "parsing \"-1\": invalid syntax"),
         ] {
-            assert!(check_timeout(bad).unwrap_err().contains(problem));
+            assert!(read_timeout(bad).unwrap_err().contains(problem));
         }
+    }
+
+    #[test]
+    fn a_call_without_time_is_refused() {
+        let grpc: (&str, &[u8]) = ("content-type", b"application/grpc");
+        assert_eq!(read(&[grpc]).unwrap().deadline, None);
+        assert!(read(&[grpc, ("grpc-timeout", b"99999999H")]).unwrap().deadline.is_some());
+        let refusal = read(&[grpc, ("grpc-timeout", b"0m")]).unwrap_err();
+        assert_eq!((refusal.http, refusal.status), (StatusCode::OK, Status::late()));
     }
 
     #[test]

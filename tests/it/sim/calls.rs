@@ -3,8 +3,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quorate::pb::etcdserverpb::kv_client::KvClient;
+use quorate::pb::etcdserverpb::lease_client::LeaseClient;
 use quorate::pb::etcdserverpb::request_op;
 use quorate::pb::etcdserverpb::watch_client::WatchClient;
 use quorate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -12,12 +14,16 @@ use quorate::pb::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
     WatchRequest,
 };
+use quorate::pb::v3electionpb::election_client::ElectionClient;
+use quorate::pb::v3electionpb::{CampaignRequest, LeaderRequest};
+use quorate::pb::v3lockpb::LockRequest;
+use quorate::pb::v3lockpb::lock_client::LockClient;
 use quorate::raft::Line;
 use tokio::time::sleep;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use super::host::{Host, World};
-use super::net::FIRST_CLIENT;
+use super::net::{FIRST_CLIENT, LeavesDeadline};
 use super::plan::Plan;
 use super::run::in_world;
 
@@ -37,6 +43,20 @@ fn calmly(change: impl FnOnce(&mut Plan), story: impl AsyncFnOnce(&Calm<'_>)) {
 impl Calm<'_> {
     fn line(&self, member: usize) -> Line {
         self.world.net.line(FIRST_CLIENT, member)
+    }
+
+    /// Cuts off `member`, and waits until it knows that it has no leader.
+    async fn isolate(&self, member: usize) {
+        (0..3).filter(|other| *other != member).for_each(|other| {
+            for (from, to) in [(member, other), (other, member)] {
+                self.world.net.change(from, to, |link| link.is_blocked = true);
+            }
+        });
+        let has_leader =
+            || self.hosts[member].with(|member, _| member.node().has_leader()) == Some(true);
+        while has_leader() {
+            sleep(self.world.plan.heartbeat_interval).await;
+        }
     }
 
     /// The leader, once a key could be put there.
@@ -138,4 +158,85 @@ async fn watch_with_previous(
     let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     let requests = futures_util::stream::iter([create]);
     WatchClient::new(line).watch(requests).await.unwrap().into_inner()
+}
+
+/// A call with a deadline that only the member looks at.
+fn until<T>(timeout: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request.extensions_mut().insert(LeavesDeadline);
+    request
+}
+
+fn late() -> (Code, String) {
+    (Code::DeadlineExceeded, "context deadline exceeded".to_owned())
+}
+
+/// Whoever waited for a lock waited on behind their deadline, unless their client said that it is gone.
+#[test]
+fn calls_end_at_their_deadline() {
+    const SOON: Duration = Duration::from_secs(2);
+    calmly(
+        |_| {},
+        async |calm| {
+            let member = calm.leader().await;
+            let mut kv = KvClient::new(calm.line(member));
+            let mut lock = LockClient::new(calm.line(member));
+            let mut election = ElectionClient::new(calm.line(member));
+            let name = || LockRequest { name: "k".into(), lease: 0 };
+            lock.lock(until(SOON, name())).await.expect("a free lock");
+            let begun = calm.world.log.now();
+            assert_eq!(told(lock.lock(until(SOON, name())).await), late());
+            let campaign = CampaignRequest { name: "k".into(), ..CampaignRequest::default() };
+            assert_eq!(told(election.campaign(until(SOON, campaign)).await), late());
+            let took = calm.world.log.now() - begun;
+            assert!((2 * SOON..2 * SOON + Duration::from_millis(500)).contains(&took), "{took:?}");
+            // Both leave the line.
+            while kv.range(all()).await.unwrap().into_inner().count > 1 {
+                sleep(calm.world.plan.heartbeat_interval).await;
+            }
+
+            let leader = LeaderRequest { name: "k".into() };
+            let mut observed = election.observe(until(SOON, leader)).await.unwrap().into_inner();
+            observed.message().await.unwrap().expect("the holder of the lock leads");
+            assert_eq!(told(observed.message().await), late());
+            let silent = until(SOON, futures_util::stream::pending());
+            let mut watch = WatchClient::new(calm.line(member)).watch(silent).await;
+            let watch = watch.as_mut().unwrap().get_mut();
+            assert_eq!(told(watch.message().await), late());
+            let silent = until(SOON, futures_util::stream::pending());
+            let mut alive = LeaseClient::new(calm.line(member)).lease_keep_alive(silent).await;
+            assert_eq!(told(alive.as_mut().unwrap().get_mut().message().await), late());
+
+            calm.isolate(member).await;
+            let put = PutRequest { key: "k".into(), ..PutRequest::default() };
+            assert_eq!(told(kv.put(until(SOON, put)).await), late());
+        },
+    );
+}
+
+/// As etcd 3.7.1 answered, two of whose three members had been killed.
+#[test]
+fn without_a_quorum_calls_end_as_in_etcd() {
+    calmly(
+        |_| {},
+        async |calm| {
+            let member = calm.leader().await;
+            calm.isolate(member).await;
+            let timed_out = "etcdserver: request timed out".to_owned();
+            let mut kv = KvClient::new(calm.line(member));
+            let range = kv.range(until(Duration::from_secs(60), all())).await;
+            assert_eq!(told(range), (Code::Unavailable, timed_out.clone()));
+            let put = PutRequest { key: "k".into(), ..PutRequest::default() };
+            let put = kv.put(until(Duration::from_secs(60), put)).await;
+            assert_eq!(told(put), (Code::Unavailable, timed_out.clone()));
+            let mut election = ElectionClient::new(calm.line(member));
+            let leader = LeaderRequest { name: "k".into() };
+            let asked = election.leader(until(Duration::from_secs(60), leader.clone())).await;
+            assert_eq!(told(asked), (Code::Unknown, timed_out));
+            let observed = election.observe(until(Duration::from_secs(60), leader)).await;
+            let ended = observed.unwrap().into_inner().message().await;
+            assert!(ended.expect("the stream ends well").is_none());
+        },
+    );
 }

@@ -346,7 +346,8 @@ impl Transport for Way {
         request: Request<Body>,
     ) -> BoxFuture<'static, Result<Response<Body>, LineError>> {
         let (net, from, to) = (self.net.clone(), self.from, self.to);
-        let limit = time_limit(&request);
+        let leaves = request.extensions().get::<LeavesDeadline>().is_some();
+        let limit = time_limit(&request).filter(|_| !leaves);
         let carried = carry(net, (from, to), request);
         Box::pin(async move {
             let answer = match limit {
@@ -359,6 +360,10 @@ impl Transport for Way {
         })
     }
 }
+
+/// In a request: its client does not look at the clock, and leaves that to the member.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LeavesDeadline;
 
 /// What the header `grpc-timeout` says.
 fn time_limit(request: &Request<Body>) -> Option<Duration> {
