@@ -44,38 +44,66 @@ impl Keys {
     }
 }
 
-/// Watchers by what they want; each is a number.
+/// Watchers by what they want; each is a small number.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     keys: HashMap<Box<[u8]>, Vec<u32>>,
     ranges: Intervals,
+    places: Places,
+}
+
+/// Where each watcher stands in the list of its key or range, so that it need not be looked for when
+/// it goes: a hundred thousand may be in one list.
+#[derive(Debug, Default)]
+pub(super) struct Places(Vec<u32>);
+
+impl Places {
+    /// Adds `slot` to the list of its key or range.
+    pub(super) fn push(&mut self, list: &mut Vec<u32>, slot: u32) {
+        let at = slot as usize;
+        if self.0.len() <= at {
+            self.0.resize(at + 1, 0);
+        }
+        self.0[at] = u32::try_from(list.len()).expect("watchers are counted in 32 bits");
+        list.push(slot);
+    }
+
+    /// Takes `slot` away from the list that it was added to.
+    pub(super) fn remove(&mut self, list: &mut Vec<u32>, slot: u32) {
+        let place = self.0[slot as usize];
+        let removed = list.swap_remove(place as usize);
+        assert_eq!(removed, slot, "a watcher is in its place");
+        if let Some(moved) = list.get(place as usize) {
+            self.0[*moved as usize] = place;
+        }
+    }
 }
 
 impl Group {
     pub(super) fn insert(&mut self, keys: &Keys, slot: u32) {
-        match keys {
+        let list = match keys {
             Keys::One(key) => match self.keys.get_mut(key) {
-                Some(slots) => slots.push(slot),
-                None => {
-                    self.keys.insert(key.clone(), vec![slot]);
-                }
+                Some(list) => list,
+                None => self.keys.entry(key.clone()).or_default(),
             },
-            Keys::Span { start, end } => self.ranges.insert(start, end.as_deref(), slot),
-        }
+            Keys::Span { start, end } => self.ranges.insert(start, end.as_deref()),
+        };
+        self.places.push(list, slot);
     }
 
     /// Takes away what [`Group::insert`] added.
     pub(super) fn remove(&mut self, keys: &Keys, slot: u32) {
         match keys {
             Keys::One(key) => {
-                let slots = self.keys.get_mut(key).expect("the key of a watcher is here");
-                let place = slots.iter().position(|other| *other == slot);
-                slots.swap_remove(place.expect("a watcher is at its key"));
-                if slots.is_empty() {
+                let list = self.keys.get_mut(key).expect("the key of a watcher is here");
+                self.places.remove(list, slot);
+                if list.is_empty() {
                     self.keys.remove(key);
                 }
             }
-            Keys::Span { start, end } => self.ranges.remove(start, end.as_deref(), slot),
+            Keys::Span { start, end } => {
+                self.ranges.remove(start, end.as_deref(), |list| self.places.remove(list, slot));
+            }
         }
     }
 

@@ -53,10 +53,10 @@ fn compare(a: Range<'_>, b: Range<'_>) -> Ordering {
 }
 
 impl Intervals {
-    /// Adds `slot` to the range from `start` to below `end`.
-    pub(super) fn insert(&mut self, start: &[u8], end: Option<&[u8]>, slot: u32) {
+    /// The slots of the range from `start` to below `end`, to which one is to be added.
+    pub(super) fn insert(&mut self, start: &[u8], end: Option<&[u8]>) -> &mut Vec<u32> {
         if let Some(at) = self.find((start, end)) {
-            return self.nodes[at as usize].slots.push(slot);
+            return &mut self.nodes[at as usize].slots;
         }
         self.random ^= self.random << 13;
         self.random ^= self.random >> 17;
@@ -64,7 +64,7 @@ impl Intervals {
         let node = Node {
             start: start.into(),
             end: end.map(Into::into),
-            slots: vec![slot],
+            slots: Vec::new(),
             priority: self.random,
             left: NIL,
             right: NIL,
@@ -82,14 +82,19 @@ impl Intervals {
         };
         self.settle(new);
         self.root = self.insert_below(self.root, new);
+        &mut self.nodes[new as usize].slots
     }
 
-    /// Takes `slot` away from its range, where it must be.
-    pub(super) fn remove(&mut self, start: &[u8], end: Option<&[u8]>, slot: u32) {
+    /// Has `remove` take slots away from a range that is there, and the range if none is left.
+    pub(super) fn remove(
+        &mut self,
+        start: &[u8],
+        end: Option<&[u8]>,
+        remove: impl FnOnce(&mut Vec<u32>),
+    ) {
         let at = self.find((start, end)).expect("the range of a watcher is here");
         let slots = &mut self.nodes[at as usize].slots;
-        let place = slots.iter().position(|other| *other == slot);
-        slots.swap_remove(place.expect("a watcher is in its range"));
+        remove(slots);
         if slots.is_empty() {
             self.root = self.remove_below(self.root, at);
             self.nodes[at as usize] = Node::default();
