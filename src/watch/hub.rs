@@ -291,6 +291,7 @@ impl Inner {
         board.stream_mut(at).ids.insert(id, slot);
         if next < now.compact {
             board.end_compacted(slot, now.compact);
+            board.take_back_progress(at, next);
         } else if next < board.next.max(now.current + 1) {
             board.fall_behind(slot, next);
             if board.next <= now.current {
@@ -555,14 +556,7 @@ impl Board {
                 // An idle stream keeps no queue.
                 stream.queue = VecDeque::new();
             }
-            if stream.is_blocked && stream.bytes <= stream.bytes_max / 2 {
-                stream.is_blocked = false;
-                let (is_behind, wants) = (stream.unsynced > 0, stream.wanted_progress.is_some());
-                self.has_work |= is_behind;
-                if wants {
-                    self.settle_progress();
-                }
-            }
+            self.unblock(at);
             let count = queued.delivery.events();
             self.counters.pending_events.fetch_sub(count as i64, Relaxed);
             let is_there = queued.of.is_none_or(|(slot, generation)| {
@@ -572,6 +566,19 @@ impl Board {
             if is_there {
                 self.counters.events.fetch_add(count as u64, Relaxed);
                 return Some(queued);
+            }
+        }
+    }
+
+    /// Lets a stream take more again, if enough of its queue is gone.
+    pub(super) fn unblock(&mut self, at: u32) {
+        let stream = self.stream_mut(at);
+        if stream.is_blocked && stream.bytes <= stream.bytes_max / 2 {
+            stream.is_blocked = false;
+            let (is_behind, wants) = (stream.unsynced > 0, stream.wanted_progress.is_some());
+            self.has_work |= is_behind;
+            if wants {
+                self.settle_progress();
             }
         }
     }

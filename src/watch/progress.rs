@@ -49,6 +49,7 @@ impl Board {
             _ => true,
         });
         stream.bytes -= bytes;
+        self.unblock(at);
         if let Some(revision) = told {
             self.want_progress(at, revision);
         }

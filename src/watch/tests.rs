@@ -280,6 +280,19 @@ fn progress_does_not_overtake_a_new_watcher() {
 }
 
 #[test]
+fn progress_that_is_taken_back_leaves_room() {
+    let member = Member::new(1 << 20, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 150);
+    member.watch(&stream, "b", "", 0);
+    member.put("a", "");
+    stream.request_progress(2);
+    stream.request_progress(2);
+    let id = member.watch(&stream, "a", "", 2);
+    member.settle();
+    assert_eq!(taken(&stream)[0], (id, 2, vec![2]), "a queue that is empty has room");
+}
+
+#[test]
 fn progress_is_told_to_who_asks_too_often() {
     let member = Member::new(0, 1 << 20);
     let stream = WatchStream::open(&member.hub, 1 << 20);
