@@ -228,7 +228,8 @@ pub const LINE_LEAVE_PAUSE: Duration = Duration::from_millis(250);
 pub const STREAM_ANSWERS_BYTES_MAX: usize = 128 * 1024;
 
 /// Bytes of recent events kept in memory for watchers that are behind; older ones are read from the
-/// storage.
+/// storage. As many may wait for a serving thread that is late, so that they take no more memory;
+/// beyond it its watchers fall behind and catch up.
 pub const WATCH_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Bytes that wait in the queue of one watch stream; beyond it its watchers fall behind and catch up
@@ -241,7 +242,7 @@ pub const WATCH_CHUNK_WATCHERS_MAX: usize = 512;
 /// Events after which one step of catching up stops; all events of a revision stay together.
 pub const WATCH_CHUNK_EVENTS_MAX: usize = 1000;
 
-/// Bytes after which one step of catching up stops.
+/// Bytes of pairs and previous pairs after which one step of catching up stops.
 pub const WATCH_CHUNK_BYTES_MAX: usize = 512 * 1024;
 
 /// Default of `--watch-progress-notify-interval`.

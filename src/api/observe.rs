@@ -18,7 +18,7 @@ use crate::pb::mvccpb::KeyValue;
 use crate::pb::v3electionpb::{LeaderRequest, LeaderResponse};
 use crate::state::{Event, EventKind};
 use crate::tasks;
-use crate::watch::{Delivery, Keys, WatchRequest, WatchStream};
+use crate::watch::{Delivery, Keys, SharedEvent, WatchRequest, WatchStream};
 
 /// The path of the method.
 pub(super) const PATH: &str = "/v3electionpb.Election/Observe";
@@ -116,7 +116,7 @@ impl Observer {
                 return Ok(());
             };
             for event in events.as_slice() {
-                match event.get().event() {
+                match event.event() {
                     Event { kind: EventKind::Delete, .. } => return Ok(()),
                     event => self.tell(revision, pair(event)).await?,
                 }
@@ -129,7 +129,7 @@ impl Observer {
         let Some(stream) = self.watch(self.line.keys(), revision) else { return Ok(()) };
         loop {
             let Delivery::Events { events, .. } = stream.next().await else { return Ok(()) };
-            let mut events = events.as_slice().iter().map(|event| event.get().event());
+            let mut events = events.as_slice().iter().map(SharedEvent::event);
             if let Some(put) = events.find(|event| event.kind == EventKind::Put) {
                 return self.follow(put.revision.main, pair(put)).await;
             }

@@ -19,7 +19,7 @@ use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::tasks;
-use crate::watch::{self, Delivery, EventRef, Keys, WatchStream};
+use crate::watch::{self, Delivery, Frame, Keys, SharedEvent, WatchStream};
 
 /// The id of a watcher that could not begin, as in etcd.
 const INVALID_ID: i64 = -1;
@@ -207,18 +207,18 @@ impl Client {
     }
 
     /// As in etcd: cuts what is too large for one message behind as many events as fit.
-    fn send_fragments(&mut self, parts: &Parts, events: &[EventRef]) -> Result<(), Status> {
+    fn send_fragments(&mut self, parts: &Parts, events: &[SharedEvent]) -> Result<(), Status> {
         let bytes_max = self.api.message_bytes_max;
         self.write_head(parts, true);
         let mut rest = events;
         let head = self.head.len();
-        let size = |event: &EventRef| event.get().frame(parts.prev_after).len();
+        let size = |event: &SharedEvent| event.frame(parts.prev_after).bytes_len();
         if head + events.iter().map(size).sum::<usize>() < bytes_max {
             return self.send_events(parts, events, false);
         }
         while !rest.is_empty() {
             let mut bytes = head;
-            let fits = |event: &&EventRef| {
+            let fits = |event: &&SharedEvent| {
                 bytes += size(event);
                 bytes < bytes_max
             };
@@ -233,12 +233,16 @@ impl Client {
     fn send_events(
         &mut self,
         parts: &Parts,
-        events: &[EventRef],
+        events: &[SharedEvent],
         is_fragment: bool,
     ) -> Result<(), Status> {
         self.write_head(parts, is_fragment);
-        let frames = events.iter().map(|event| event.get().frame(parts.prev_after));
-        self.answers.send_parts(&self.head, frames)
+        if let [event] = events {
+            return self.answers.send_parts(&self.head, event.frame(parts.prev_after).parts());
+        }
+        let frames: Vec<Frame<'_>> =
+            events.iter().map(|event| event.frame(parts.prev_after)).collect();
+        self.answers.send_parts(&self.head, frames.iter().flat_map(Frame::parts))
     }
 
     fn write_head(&mut self, parts: &Parts, is_fragment: bool) {

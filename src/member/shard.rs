@@ -52,7 +52,8 @@ impl Shard {
 
     /// Hands `delivery` to the shard's thread: one wake-up, however many replies.
     ///
-    /// Bounded by what is in flight, since every reply was a request that waits.
+    /// Bounded by what is in flight, since every reply was a request that waits; of watch news the
+    /// feed posts no more than [`crate::limits::WATCH_WINDOW_BYTES_MAX`].
     pub(crate) fn deliver(&self, delivery: Delivery) {
         // A closed inbox means that the serving thread has ended; nobody waits any more.
         self.inbox.send(delivery).ok();

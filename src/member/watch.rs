@@ -6,7 +6,7 @@ use super::compact::Compactor;
 use super::{Member, Shard};
 use crate::limits;
 use crate::raft::Shared;
-use crate::state::{Event, History, HistoryStep, history};
+use crate::state::{Event, History, HistoryStep};
 use crate::storage::StorageError;
 use crate::watch::{Read, Revisions, Source, Totals, WatchStream};
 
@@ -64,13 +64,7 @@ impl StateHistory {
         let mut events = walk.next_events(&*backend, step)?.unwrap_or_default();
         let is_wanted = |event: &&mut Event| !event.is_create() && prev_of(&event.key);
         History::find_prev(&self.shared.state.read(), events.iter_mut().filter(is_wanted));
-        for event in &mut events {
-            if let Some(prev) = event.prev {
-                // None if it was compacted meanwhile: as in etcd it is not told then.
-                event.prev_kv = history::pair_at(&*backend, prev)?;
-                event.prev = event.prev.filter(|_| event.prev_kv.is_some());
-            }
-        }
+        walk.read_prev(&*backend, &mut events, step.bytes_max)?;
         Ok(Read::Chunk { events, next: walk.next() })
     }
 }

@@ -96,6 +96,38 @@ impl History {
         Ok(Some(events))
     }
 
+    /// Reads the previous pairs of `events`, the last step's, where [`History::find_prev`] says.
+    ///
+    /// Pairs of a few bytes may replace large ones: the step ends behind the revision with which
+    /// `events` have `bytes_max` and more; what came after is left to the next step.
+    ///
+    /// May block on the storage; needs no lock.
+    pub fn read_prev<B: Backend>(
+        &mut self,
+        backend: &B,
+        events: &mut Vec<Event>,
+        bytes_max: usize,
+    ) -> Result<(), StorageError> {
+        let (mut bytes, mut last) = (0, None);
+        for at in 0..events.len() {
+            let event = &mut events[at];
+            let main = event.revision.main;
+            if bytes >= bytes_max && last.is_some_and(|last| last < main) {
+                self.next = main;
+                events.truncate(at);
+                return Ok(());
+            }
+            last = Some(main);
+            if let Some(prev) = event.prev {
+                // None if it was compacted meanwhile: as in etcd it is not told then.
+                event.prev_kv = pair_at(backend, prev)?;
+                event.prev = event.prev.filter(|_| event.prev_kv.is_some());
+            }
+            bytes += event.kv.len() + event.prev_kv.as_ref().map_or(0, Bytes::len);
+        }
+        Ok(())
+    }
+
     /// Fills in where the previous pairs of `events` are recorded.
     pub fn find_prev<'e, B: Backend>(
         state: &State<B>,
@@ -131,7 +163,7 @@ fn read_event(revision: Revision, value: &[u8]) -> Option<Event> {
 /// The encoded pair that was put at `revision`; none if it has been compacted.
 ///
 /// May block on the storage; needs no lock.
-pub fn pair_at<B: Backend>(backend: &B, revision: Revision) -> Result<Option<Bytes>, StorageError> {
+fn pair_at<B: Backend>(backend: &B, revision: Revision) -> Result<Option<Bytes>, StorageError> {
     let record = records::get(backend, revision)?;
     record.map(|record| put_pair(&record, revision)).transpose()
 }

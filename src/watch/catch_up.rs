@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::event::{Batch, EventRef, Events};
+use super::event::{Batch, Events, SharedEvent};
 use super::group::{Group, Keys};
 use super::hub::{Hub, Inner};
 use crate::limits;
@@ -198,7 +198,7 @@ impl Inner {
     fn distribute(&mut self, batches: &[Arc<Batch>], slots: &[u32], end: i64) {
         let found = self.find(batches, slots, end);
         for (slot, events) in slots.iter().copied().zip(found) {
-            if events.iter().any(|event| self.board.watcher(slot).lacks_prev(event.get())) {
+            if events.iter().any(|event| self.board.watcher(slot).lacks_prev(event)) {
                 self.board.watcher_mut(slot).needs_storage = true;
             } else {
                 self.advance(slot, events, end);
@@ -216,7 +216,7 @@ impl Inner {
     }
 
     /// Takes one watcher to `end`, unless its stream is full.
-    fn advance(&mut self, slot: u32, events: Vec<EventRef>, end: i64) {
+    fn advance(&mut self, slot: u32, events: Vec<SharedEvent>, end: i64) {
         let board = &mut self.board;
         if board.watcher(slot).next >= end {
             return board.join_if_level(slot);
@@ -232,8 +232,8 @@ impl Inner {
     }
 
     /// The events of each watcher.
-    fn find(&self, batches: &[Arc<Batch>], slots: &[u32], end: i64) -> Vec<Vec<EventRef>> {
-        let mut found: Vec<Vec<EventRef>> = vec![Vec::new(); slots.len()];
+    fn find(&self, batches: &[Arc<Batch>], slots: &[u32], end: i64) -> Vec<Vec<SharedEvent>> {
+        let mut found: Vec<Vec<SharedEvent>> = vec![Vec::new(); slots.len()];
         let board = &self.board;
         let mut group = Group::default();
         if slots.len() > COMPARED_WATCHERS_MAX {
@@ -242,12 +242,12 @@ impl Inner {
             }
         }
         for batch in batches {
-            for (at, event) in batch.events().iter().enumerate() {
+            for event in batch.events() {
                 let (main, key) = (event.event().revision.main, &event.event().key);
                 let mut take = |number: u32| {
                     let watcher = board.watcher(slots[number as usize]);
                     if (watcher.next..end).contains(&main) && watcher.passes(event) {
-                        found[number as usize].push(EventRef::new(batch, at));
+                        found[number as usize].push(event.clone());
                     }
                 };
                 if slots.len() > COMPARED_WATCHERS_MAX {

@@ -3,6 +3,9 @@
 //! Publishing takes a lock that hubs hold only to copy a few references. A hub without watchers is
 //! not told anything; when its first watcher comes, it learns under the same lock what is next, so
 //! that no event falls between.
+//!
+//! A thread that does not come to its news is not sent ever more of them: above a bound it is told
+//! once that some were skipped. Its watchers then catch up, from the window if it still has them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,12 +26,16 @@ pub enum News {
         /// The revision of the next event that will be published.
         next: i64,
     },
+    /// Too many events waited. Those that did not come are in the window or the history.
+    Skipped,
 }
 
 /// All that a member publishes.
 #[derive(Debug)]
 pub struct Feed {
     window: Mutex<Window>,
+    /// What waits for each hub.
+    inboxes: Vec<Mutex<Inbox>>,
     counters: Vec<Arc<Counters>>,
     bytes_max: usize,
 }
@@ -43,6 +50,33 @@ struct Window {
     next: i64,
     /// Which hubs have watchers.
     active: Vec<bool>,
+}
+
+/// What was posted to one hub and is not taken yet.
+#[derive(Debug, Default)]
+struct Inbox {
+    /// What the events take in memory.
+    bytes: usize,
+    /// Events below this revision were skipped; set while [`News::Skipped`] is on its way.
+    skipped: Option<i64>,
+}
+
+impl Inbox {
+    /// What to post of `batch`, which goes up to below `next`, if `bytes_max` may wait.
+    fn admit(&mut self, batch: &Arc<Batch>, next: i64, bytes_max: usize) -> Option<News> {
+        if self.skipped.is_some() {
+            // The hub learns how far it goes when it comes to it.
+            self.skipped = Some(next);
+            return None;
+        }
+        // One that is too large by itself is taken nevertheless.
+        if self.bytes > 0 && self.bytes + batch.bytes() > bytes_max {
+            self.skipped = Some(next);
+            return Some(News::Skipped);
+        }
+        self.bytes += batch.bytes();
+        Some(News::Events(Arc::clone(batch)))
+    }
 }
 
 /// What one hub counts for the metrics.
@@ -79,13 +113,15 @@ pub(super) struct Recent {
 }
 
 impl Feed {
-    /// A feed to `hubs` hubs that goes on behind `revision` and keeps about `bytes_max` of events.
+    /// A feed to `hubs` hubs that goes on behind `revision` and keeps about `bytes_max` of events;
+    /// as many may wait for each hub.
     pub fn new(hubs: usize, revision: i64, bytes_max: usize) -> Arc<Feed> {
         let next = revision + 1;
         let active = vec![false; hubs];
         let window = Window { batches: VecDeque::new(), bytes: 0, first: next, next, active };
         let counters = (0..hubs).map(|_| Arc::default()).collect();
-        Arc::new(Feed { window: Mutex::new(window), counters, bytes_max })
+        let inboxes = (0..hubs).map(|_| Mutex::default()).collect();
+        Arc::new(Feed { window: Mutex::new(window), inboxes, counters, bytes_max })
     }
 
     /// Publishes the events of one log entry; `post` takes them to the hub of each number.
@@ -111,7 +147,10 @@ impl Feed {
         };
         // Outside of the lock, for it may free much.
         drop(dropped);
-        targets.for_each(|hub| post(hub, News::Events(Arc::clone(&batch))));
+        for hub in targets {
+            let news = self.inboxes[hub].lock().admit(&batch, last + 1, self.bytes_max);
+            news.into_iter().for_each(|news| post(hub, news));
+        }
     }
 
     /// A snapshot took the state to `revision`; as [`Feed::publish`].
@@ -143,6 +182,16 @@ impl Feed {
             totals.pending_events += gauge(&counters.pending_events);
         }
         totals
+    }
+
+    /// `hub` has come to this batch.
+    pub(super) fn taken(&self, hub: usize, batch: &Batch) {
+        self.inboxes[hub].lock().bytes -= batch.bytes();
+    }
+
+    /// `hub` has come to [`News::Skipped`]: the revision with which its news go on.
+    pub(super) fn taken_skipped(&self, hub: usize) -> i64 {
+        self.inboxes[hub].lock().skipped.take().expect("it was posted when events were skipped")
     }
 
     pub(super) fn counters(&self, hub: usize) -> Arc<Counters> {

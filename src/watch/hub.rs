@@ -11,7 +11,7 @@ use std::task::Waker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::event::{Batch, EventRef, Events, SharedEvent};
+use super::event::{Batch, Events, SharedEvent};
 use super::feed::{Counters, Feed, News};
 use super::group::{Group, Keys};
 use super::stream::{CreateError, Created, Delivery, Revisions, WatchRequest};
@@ -167,10 +167,14 @@ impl Hub {
     /// Takes what [`Feed::publish`] posted, in that order.
     pub fn take(&self, news: News) {
         self.with(|inner| match news {
-            News::Events(batch) => inner.offer(&batch),
-            News::Resync { next } => {
-                inner.board.resync(next);
-                inner.board.settle_progress();
+            News::Events(batch) => {
+                inner.feed.taken(inner.number, &batch);
+                inner.offer(&batch);
+            }
+            News::Resync { next } => inner.resync(next),
+            News::Skipped => {
+                let next = inner.feed.taken_skipped(inner.number);
+                inner.resync(next);
             }
         });
     }
@@ -199,8 +203,8 @@ impl Inner {
             let same = |event: &&SharedEvent| event.event().revision.main == main;
             let count = events[at..].iter().take_while(same).count();
             if count == 1 {
-                let key = &events[at].event().key;
-                self.group.visit(key, |slot| board.offer_one(slot, batch, at));
+                let event = &events[at];
+                self.group.visit(&event.event().key, |slot| board.offer_one(slot, event));
             } else {
                 let mut picks: Vec<(u32, usize)> = Vec::new();
                 for (place, event) in events.iter().enumerate().skip(at).take(count) {
@@ -209,13 +213,19 @@ impl Inner {
                 }
                 picks.sort_unstable();
                 for picks in picks.chunk_by(|a, b| a.0 == b.0) {
-                    board.offer_many(batch, picks);
+                    board.offer_many(events, picks);
                 }
             }
             at += count;
         }
         board.moved_on(last + 1);
         board.settle_progress();
+    }
+
+    /// Events below `next` that did not come are to be caught up.
+    fn resync(&mut self, next: i64) {
+        self.board.resync(next);
+        self.board.settle_progress();
     }
 
     pub(super) fn open_stream(&mut self, bytes_max: usize) -> u32 {
@@ -325,6 +335,7 @@ impl Inner {
         self.group.remove(&watcher.keys, slot);
         if self.board.is_idle() {
             self.feed.deactivate(self.number);
+            self.group = Group::default();
             self.board.watchers = Vec::new();
             self.board.free_watchers = Vec::new();
         }
@@ -420,8 +431,7 @@ impl Board {
     }
 
     /// Offers a watcher the only event of a revision that is on its key.
-    fn offer_one(&mut self, slot: u32, batch: &Arc<Batch>, at: usize) {
-        let event = &batch.events()[at];
+    fn offer_one(&mut self, slot: u32, event: &SharedEvent) {
         let main = event.event().revision.main;
         let watcher = self.watcher(slot);
         if !watcher.is_synced || main < watcher.next || !watcher.passes(event) {
@@ -430,28 +440,28 @@ impl Board {
         if watcher.lacks_prev(event) || !self.has_room(slot) {
             return self.fall_behind_at_event(slot, event);
         }
-        self.push_events(slot, main, Events::One(EventRef::new(batch, at)));
+        self.push_events(slot, main, Events::One(event.clone()));
     }
 
-    /// Offers a watcher its events of one revision, as slot and place.
-    fn offer_many(&mut self, batch: &Arc<Batch>, picks: &[(u32, usize)]) {
+    /// Offers a watcher those of `events` that it is to get of one revision, as slot and place.
+    fn offer_many(&mut self, events: &[SharedEvent], picks: &[(u32, usize)]) {
         let (slot, first) = picks[0];
-        let main = batch.events()[first].event().revision.main;
+        let main = events[first].event().revision.main;
         let watcher = self.watcher(slot);
         if !watcher.is_synced || main < watcher.next {
             return;
         }
         let places = picks.iter().map(|(_, at)| *at);
-        let places: Vec<usize> = places.filter(|at| watcher.passes(&batch.events()[*at])).collect();
-        let lacking = places.iter().find(|at| watcher.lacks_prev(&batch.events()[**at]));
+        let places: Vec<usize> = places.filter(|at| watcher.passes(&events[*at])).collect();
+        let lacking = places.iter().find(|at| watcher.lacks_prev(&events[**at]));
         match (lacking, places.as_slice()) {
             (_, []) => {}
-            (Some(at), _) => self.fall_behind_at_event(slot, &batch.events()[*at]),
+            (Some(at), _) => self.fall_behind_at_event(slot, &events[*at]),
             (None, [at, ..]) if !self.has_room(slot) => {
-                self.fall_behind_at_event(slot, &batch.events()[*at]);
+                self.fall_behind_at_event(slot, &events[*at]);
             }
             (None, places) => {
-                let events = places.iter().map(|at| EventRef::new(batch, *at)).collect();
+                let events = places.iter().map(|at| events[*at].clone()).collect();
                 self.push_events(slot, main, Events::Many(events));
             }
         }

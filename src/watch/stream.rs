@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::event::Events;
+use super::event::{Events, SharedEvent};
 use super::group::Keys;
 use super::hub::{Hub, WatchOptions};
 
@@ -145,11 +145,11 @@ impl Delivery {
         }
     }
 
-    /// About the bytes of its events.
+    /// What its events take in memory.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Delivery::Events { events, .. } => {
-                events.as_slice().iter().map(|event| event.get().sent_bytes()).sum()
+                events.as_slice().iter().map(SharedEvent::bytes).sum()
             }
             Delivery::Progress { .. } | Delivery::Compacted { .. } => 0,
         }

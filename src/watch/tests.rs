@@ -1,8 +1,12 @@
-//! Hub, streams and catch-up together, on a state in memory; random traffic against a plain list.
+//! Hub, streams and catch-up together, on a state in memory.
 
-use std::collections::BTreeMap;
+mod random;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::catch_up::{Read, Source};
@@ -11,9 +15,7 @@ use crate::limits;
 use crate::pb::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 use crate::pb::quorate::command::Command;
 use crate::pb::quorate::command::command::Body;
-use crate::state::{
-    CompactStep, Event, EventKind, History, HistoryStep, Options, Position, State, history,
-};
+use crate::state::{Event, History, HistoryStep, Options, Position, State};
 use crate::storage::StorageError;
 use crate::storage::memory::Memory;
 
@@ -21,6 +23,9 @@ struct Member {
     state: Mutex<State<Memory>>,
     feed: Arc<Feed>,
     hub: Arc<Hub>,
+    inbox: Mutex<VecDeque<News>>,
+    /// News wait in the inbox.
+    is_busy: AtomicBool,
 }
 
 impl Source for Member {
@@ -32,11 +37,7 @@ impl Source for Member {
         let step = HistoryStep { events_max: 3, bytes_max: 1000 };
         let mut events = walk.next_events(&**state.backend(), step)?.unwrap_or_default();
         History::find_prev(&state, events.iter_mut().filter(|event| prev_of(&event.key)));
-        for event in &mut events {
-            if let Some(prev) = event.prev {
-                event.prev_kv = history::pair_at(&**state.backend(), prev)?;
-            }
-        }
+        walk.read_prev(&**state.backend(), &mut events, step.bytes_max)?;
         Ok(Read::Chunk { events, next: walk.next() })
     }
 }
@@ -47,7 +48,23 @@ impl Member {
         let state = State::open(Arc::new(Memory::default()), options).unwrap();
         let feed = Feed::new(1, state.revision(), window_bytes);
         let hub = Hub::new(&feed, 0);
-        Arc::new(Member { state: Mutex::new(state), feed, hub })
+        let (inbox, is_busy) = Default::default();
+        Arc::new(Member { state: Mutex::new(state), feed, hub, inbox, is_busy })
+    }
+
+    /// Brings news to the hub, now or when there is time.
+    fn post(&self, news: News) {
+        self.inbox.lock().push_back(news);
+        if !self.is_busy.load(Relaxed) {
+            self.take_news(usize::MAX);
+        }
+    }
+
+    fn take_news(&self, count: usize) {
+        for _ in 0..count {
+            let Some(news) = self.inbox.lock().pop_front() else { return };
+            self.hub.take(news);
+        }
     }
 
     fn apply(&self, bodies: Vec<Body>) -> Vec<Event> {
@@ -62,7 +79,7 @@ impl Member {
     /// Applies one entry and tells the hub.
     fn change(&self, bodies: Vec<Body>) -> Vec<Event> {
         let events = self.apply(bodies);
-        self.feed.publish(events.clone(), |_, news| self.hub.take(news));
+        self.feed.publish(events.clone(), |_, news| self.post(news));
         events
     }
 
@@ -116,7 +133,7 @@ fn taken(stream: &WatchStream) -> Vec<(i64, i64, Vec<i64>)> {
     while let Some(delivery) = stream.try_next() {
         taken.push(match delivery {
             Delivery::Events { watch_id, revision, events, .. } => {
-                let mains = events.as_slice().iter().map(|it| it.get().event().revision.main);
+                let mains = events.as_slice().iter().map(|it| it.event().revision.main);
                 (watch_id, revision, mains.collect())
             }
             Delivery::Progress { watch_id, revision } => (watch_id, revision, vec![]),
@@ -223,6 +240,99 @@ fn a_full_stream_falls_behind_alone_and_loses_nothing() {
     }
 }
 
+/// Bytes that say when nobody holds them any more.
+struct Held {
+    bytes: Vec<u8>,
+    _holder: Arc<()>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// What waits for a slow client must be what its queue is charged with, and nothing of others.
+#[test]
+fn a_slow_stream_holds_nothing_but_its_own_events() {
+    let member = Member::new(0, 1 << 20);
+    let stream = WatchStream::open(&member.hub, 1 << 20);
+    member.watch(&stream, "a", "", 0);
+    let mut events = member.apply(vec![put("a", "small"), put("b", "large")]);
+    let held = Arc::new(());
+    let large = Held { bytes: events[1].kv.to_vec(), _holder: Arc::clone(&held) };
+    events[1].kv = Bytes::from_owner(large);
+    events[1].key = events[1].kv.slice(2..3);
+    member.feed.publish(events, |_, news| member.post(news));
+    assert_eq!(Arc::strong_count(&held), 1, "a delivery holds the event of another key");
+    assert_eq!(taken(&stream), [(0, 2, vec![2])]);
+}
+
+/// What is posted to a serving thread that does not run is bounded; afterwards nothing is missing.
+#[test]
+fn news_for_a_busy_thread_are_bounded() {
+    for (window, waiting_max) in [(0, 2), (1 << 20, 17)] {
+        let member = Member::new(window, 1 << 20);
+        let stream = WatchStream::open(&member.hub, 1 << 30);
+        member.watch(&stream, "a", "", 0);
+        member.watch(&stream, "a", "", 50);
+        let value = "x".repeat(1 << 16);
+        member.is_busy.store(true, Relaxed);
+        (0..40).for_each(|_| _ = member.put("a", &value));
+        let waiting = member.inbox.lock().len();
+        assert!(waiting <= waiting_max, "{waiting} batches wait");
+        // What comes while the thread takes some of it must not be lost either.
+        member.take_news(3);
+        (0..15).for_each(|_| _ = member.put("a", &value));
+        stream.request_progress(56);
+        member.is_busy.store(false, Relaxed);
+        member.take_news(usize::MAX);
+        member.settle();
+        member.put("a", "again");
+        let (mut got, mut told) = ([vec![], vec![]], None);
+        for (id, revision, mains) in taken(&stream) {
+            match id {
+                -1 => told = Some((revision, got.clone().map(|of| of.last().copied()))),
+                id => got[id as usize].extend(mains),
+            }
+        }
+        assert_eq!(got, [(2..58).collect::<Vec<_>>(), (50..58).collect()], "window of {window}");
+        assert_eq!(told, Some((56, [Some(56), Some(56)])));
+        // From now on they are synced again.
+        assert_eq!(member.feed.totals().slow_watchers, 0);
+    }
+}
+
+#[test]
+fn a_chunk_ends_where_its_previous_pairs_are_enough() {
+    let member = Member::new(0, 0);
+    for key in ["a", "b", "c", "d", "e"] {
+        member.put(key, &"x".repeat(2000));
+    }
+    member.apply(vec![delete("a", ""), delete("b", "e"), delete("e", "")]);
+    for (from, expected) in [(7, vec![7]), (8, vec![8, 8, 8]), (9, vec![9])] {
+        let Read::Chunk { events, next } = member.read(from, &|_| true).unwrap() else { panic!() };
+        let mains: Vec<i64> = events.iter().map(|event| event.revision.main).collect();
+        assert_eq!((mains, next), (expected, from + 1));
+        assert!(events.iter().all(|event| event.prev_kv.is_some()));
+    }
+}
+
+/// It took seconds of the thread when each one was looked for among the others.
+#[test]
+fn many_watchers_of_a_key_or_range_leave_quickly() {
+    let member = Member::new(0, 1 << 20);
+    for end in ["", "c"] {
+        let stream = WatchStream::open(&member.hub, 1 << 20);
+        let ids: Vec<i64> = (0..100_000).map(|_| member.watch(&stream, "a", end, 0)).collect();
+        for id in &ids[..50_000] {
+            assert!(stream.cancel(*id));
+        }
+        drop(stream);
+        assert_eq!(member.feed.totals().watchers, 0);
+    }
+}
+
 #[test]
 fn previous_pairs_come_from_the_storage_if_they_must() {
     let member = Member::new(1 << 20, 0);
@@ -235,7 +345,7 @@ fn previous_pairs_come_from_the_storage_if_they_must() {
     let mut prevs = Vec::new();
     while let Some(Delivery::Events { events, .. }) = stream.try_next() {
         for event in events.as_slice() {
-            let prev = event.get().event().prev_kv.clone();
+            let prev = event.event().prev_kv.clone();
             prevs.push(prev.map(|kv| kv.windows(5).any(|part| part == b"first")));
         }
     }
@@ -346,7 +456,7 @@ fn a_snapshot_leaves_no_gap_and_no_duplicate() {
         member.apply(vec![put("a", "")]);
     }
     let revision = member.now().current;
-    member.feed.resync(revision, |_, news| member.hub.take(news));
+    member.feed.resync(revision, |_, news| member.post(news));
     member.put("a", "");
     member.settle();
     let mut got: Vec<(i64, i64)> = taken(&stream)
@@ -355,119 +465,6 @@ fn a_snapshot_leaves_no_gap_and_no_duplicate() {
         .collect();
     got.sort();
     assert_eq!(got, [(0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (1, 6), (1, 7)]);
-}
-
-/// Random changes, watchers, slow readers, compactions and snapshots; every watcher must get
-/// exactly what a list of all events says.
-#[test]
-fn random_traffic_reaches_every_watcher_once_and_in_order() {
-    let seed = std::env::var("QUORATE_SEED")
-        .map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
-    eprintln!("QUORATE_SEED={seed}");
-    let mut rng = fastrand::Rng::with_seed(seed);
-    for _ in 0..60 {
-        random_life(&mut rng);
-    }
-}
-
-struct Seen {
-    keys: Keys,
-    start: i64,
-    events: Vec<(i64, u32)>,
-}
-
-fn random_life(rng: &mut fastrand::Rng) {
-    let member = Member::new(rng.usize(0..4000), rng.usize(0..40));
-    let streams: Vec<WatchStream> =
-        (0..3).map(|_| WatchStream::open(&member.hub, rng.usize(100..3000))).collect();
-    let mut all: Vec<Event> = Vec::new();
-    let mut seen: BTreeMap<(usize, i64), Seen> = BTreeMap::new();
-    let key = |rng: &mut fastrand::Rng| char::from(rng.u8(b'a'..b'h')).to_string();
-    for _ in 0..300 {
-        match rng.u8(..20) {
-            0..8 => {
-                let bodies = (0..rng.usize(1..4)).map(|_| match rng.u8(..4) {
-                    0 => delete(&key(rng), &key(rng)),
-                    _ => put(&key(rng), "value"),
-                });
-                all.extend(member.change(bodies.collect()));
-            }
-            8 => {
-                for _ in 0..rng.usize(1..4) {
-                    all.extend(member.apply(vec![put(&key(rng), "unpublished")]));
-                }
-                member.feed.resync(member.now().current, |_, news| member.hub.take(news));
-            }
-            9..12 => {
-                let stream = rng.usize(..3);
-                let end = if rng.bool() { String::new() } else { key(rng) };
-                let from = key(rng);
-                let Some(keys) = Keys::new(from.as_bytes(), end.as_bytes()) else { continue };
-                let start = rng.i64(0..=member.now().current + 2);
-                let request = WatchRequest::new(Some(keys.clone()), start).with_prev_kv(rng.bool());
-                let created = streams[stream].create(request, member.now()).unwrap();
-                let start = if start == 0 { created.revision + 1 } else { start };
-                seen.insert((stream, created.id), Seen { keys, start, events: vec![] });
-            }
-            12 if rng.u8(..4) == 0 => {
-                let now = member.now();
-                let revision = rng.i64(now.compact.max(0)..=now.current);
-                let compact = CompactionRequest { revision, physical: false };
-                member.apply(vec![Body::Compact(compact)]);
-                while member.state.lock().compact_step(10).unwrap() == CompactStep::More {}
-            }
-            12..15 => member.settle(),
-            _ => {
-                let stream = rng.usize(..3);
-                for _ in 0..rng.usize(1..20) {
-                    let Some(delivery) = streams[stream].try_next() else { break };
-                    see(&mut seen, stream, delivery);
-                }
-            }
-        }
-    }
-    for _ in 0..1000 {
-        member.settle();
-        for (number, stream) in streams.iter().enumerate() {
-            while let Some(delivery) = stream.try_next() {
-                see(&mut seen, number, delivery);
-            }
-        }
-    }
-    assert_eq!(member.feed.totals().slow_watchers, 0);
-    for (who, seen) in seen {
-        let wanted = all
-            .iter()
-            .filter(|event| event.revision.main >= seen.start && seen.keys.contains(&event.key));
-        let wanted: Vec<(i64, u32)> =
-            wanted.map(|event| (event.revision.main, event.revision.sub)).collect();
-        assert_eq!(seen.events, wanted, "watcher {who:?} from {}", seen.start);
-    }
-}
-
-fn see(seen: &mut BTreeMap<(usize, i64), Seen>, stream: usize, delivery: Delivery) {
-    match delivery {
-        Delivery::Events { watch_id, revision, events, prev_after, .. } => {
-            let seen = seen.get_mut(&(stream, watch_id)).unwrap();
-            for event in events.as_slice() {
-                let event = event.get().event();
-                assert!(event.revision.main <= revision);
-                seen.events.push((event.revision.main, event.revision.sub));
-                let is_plain =
-                    event.is_create() || event.kind == EventKind::Put && event.version == 1;
-                assert!(
-                    event.revision.main <= prev_after
-                        || is_plain
-                        || event.prev.is_none()
-                        || event.prev_kv.is_some()
-                );
-            }
-        }
-        Delivery::Compacted { watch_id, .. } => {
-            seen.remove(&(stream, watch_id)).unwrap();
-        }
-        Delivery::Progress { .. } => {}
-    }
 }
 
 #[test]

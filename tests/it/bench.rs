@@ -1,4 +1,4 @@
-//! What the state costs. Not a test: `cargo test --release --test it bench -- --ignored --nocapture`.
+//! What the state and the watchers cost. Not a test: `cargo test --release --test it bench -- --ignored --nocapture`.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -10,6 +10,7 @@ use quorate::pb::quorate::command::Command;
 use quorate::pb::quorate::command::command::Body;
 use quorate::state::{Options, Position, State};
 use quorate::storage::{Backend, Batch, StorageError};
+use quorate::watch::{Delivery, Feed, Hub, Keys, Revisions, WatchRequest, WatchStream};
 
 /// A storage that forgets.
 #[derive(Debug, Default)]
@@ -45,6 +46,61 @@ impl Backend for Nothing {
     fn size_bytes(&self) -> u64 {
         0
     }
+}
+
+const WATCHERS: u64 = 10_000;
+const STREAMS: u64 = 100;
+const WATCHED_KEYS: u64 = 100;
+
+/// Half of the puts match; each of those has 100 watchers, as in `benches/compare.py`.
+#[test]
+#[ignore = "measures, proves nothing"]
+fn bench_watch() {
+    let options = Options { value_cache_bytes: 64 << 20 };
+    let mut state = State::open(Arc::new(Nothing), options).unwrap();
+    let feed = Feed::new(1, state.revision(), 8 << 20);
+    let hub = Hub::new(&feed, 0);
+    let streams: Vec<_> = (0..STREAMS).map(|_| WatchStream::open(&hub, 1 << 20)).collect();
+    for (number, stream) in (0..WATCHERS).zip(streams.iter().cycle()) {
+        let keys = Keys::new(&(number / STREAMS % WATCHED_KEYS).to_be_bytes(), b"");
+        let now = Revisions { current: state.revision(), compact: 0 };
+        stream.create(WatchRequest::new(keys, 0), now).unwrap();
+    }
+    let value = Bytes::from(vec![7; 256]);
+    let (mut delivered, mut nanos, mut out) = (0, 0, Vec::new());
+    for index in 1..=2000_u64 {
+        let command = |number: u64| {
+            let key = Bytes::from((number % (2 * WATCHED_KEYS)).to_be_bytes().to_vec());
+            let put = PutRequest { key, value: value.clone(), ..Default::default() };
+            Command { body: Some(Body::Put(put)) }
+        };
+        let commands: Vec<_> = (index * 16..index * 16 + 16).map(command).collect();
+        let applied = state.apply(Position { index, term: 1, leader: 1 }, 0, &commands).unwrap();
+        let events = applied.into_iter().flat_map(|applied| applied.events).collect();
+        let start = now_nanos();
+        feed.publish(events, |_, news| hub.take(news));
+        for stream in &streams {
+            while let Some(delivery) = stream.try_next() {
+                delivered += write(black_box(delivery), &mut out);
+            }
+        }
+        nanos += now_nanos() - start;
+    }
+    eprintln!("  {} ns an event, {delivered} delivered", nanos / delivered);
+}
+
+/// Copies what a client is sent; tells how many events that are.
+fn write(delivery: Delivery, out: &mut Vec<u8>) -> u64 {
+    let Delivery::Events { events, prev_after, .. } = delivery else { return 0 };
+    out.clear();
+    for event in events.as_slice() {
+        for (copied, shared) in event.frame(prev_after).parts() {
+            out.extend_from_slice(copied);
+            out.extend_from_slice(shared);
+        }
+    }
+    black_box(out);
+    events.as_slice().len() as u64
 }
 
 /// Puts `count` keys of 8 bytes, 64 an entry; `scatter` spreads them over the key space.

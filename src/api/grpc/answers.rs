@@ -109,14 +109,15 @@ impl Answers {
 
     /// Sends the message that `head` and `parts` make up, one after another, without a prefix.
     ///
-    /// Large parts are shared, not copied. A message that is too large is refused: the stream should
-    /// end with that.
+    /// Each part is some bytes to be copied, and others that are shared if they are many. A message that
+    /// is too large is refused: the stream should end with that.
     pub(crate) fn send_parts<'a>(
         &self,
         head: &[u8],
-        parts: impl Iterator<Item = &'a Bytes> + Clone,
+        parts: impl Iterator<Item = (&'a [u8], &'a Bytes)> + Clone,
     ) -> Result<(), Status> {
-        let length = head.len() + parts.clone().map(Bytes::len).sum::<usize>();
+        let part_bytes = |(copied, shared): (&[u8], &Bytes)| copied.len() + shared.len();
+        let length = head.len() + parts.clone().map(part_bytes).sum::<usize>();
         let mut outbox = self.outbox.lock();
         message::check_streamed_size(length, outbox.message_bytes_max)?;
         let prefix = message::plain_prefix(length);
@@ -124,14 +125,20 @@ impl Answers {
             let mut frame = Vec::with_capacity(PREFIX_BYTES + length);
             frame.extend_from_slice(&prefix);
             frame.extend_from_slice(head);
-            parts.for_each(|part| frame.extend_from_slice(part));
+            for (copied, shared) in parts {
+                frame.extend_from_slice(copied);
+                frame.extend_from_slice(shared);
+            }
             let frame = gzip::compress(&frame);
             outbox.put(&frame);
         } else {
             outbox.reserve(PREFIX_BYTES + length);
             outbox.put(&prefix);
             outbox.put(head);
-            parts.for_each(|part| outbox.put_shared(part));
+            for (copied, shared) in parts {
+                outbox.put(copied);
+                outbox.put_shared(shared);
+            }
         }
         outbox.sent();
         Ok(())
@@ -323,8 +330,8 @@ mod tests {
     fn small_messages_go_out_together_and_then_the_status() {
         let (answers, mut queue) = pair(100);
         answers.send(b"\0\0\0\0\x01a");
-        answers.send_parts(b"b", [Bytes::from("c")].iter()).unwrap();
-        assert_eq!(data(&mut queue), "\0\0\0\0\x01a\0\0\0\0\x02bc");
+        answers.send_parts(b"b", [(&b"c"[..], &Bytes::from("d"))].into_iter()).unwrap();
+        assert_eq!(data(&mut queue), "\0\0\0\0\x01a\0\0\0\0\x03bcd");
         assert!(next(&mut queue).is_pending());
         answers.end(Status::new(Code::Unavailable, "x"));
         match next(&mut queue) {
@@ -340,10 +347,11 @@ mod tests {
     fn large_parts_are_shared() {
         let (answers, mut queue) = pair(100);
         let large = Bytes::from(vec![7; COPIED_BYTES_MAX]);
-        answers.send_parts(b"h", [large.clone(), Bytes::from("t")].iter()).unwrap();
-        assert_eq!(data(&mut queue).len(), PREFIX_BYTES + 1);
+        let parts = [(&b"i"[..], &large), (&b"j"[..], &Bytes::from("t"))];
+        answers.send_parts(b"h", parts.into_iter()).unwrap();
+        assert_eq!(data(&mut queue).len(), PREFIX_BYTES + 2);
         assert_eq!(data(&mut queue).as_ptr(), large.as_ptr());
-        assert_eq!(data(&mut queue), "t");
+        assert_eq!(data(&mut queue), "jt");
     }
 
     /// Events of one revision that came to more than 4 GiB ended the member.
@@ -351,7 +359,8 @@ mod tests {
     fn a_message_that_is_too_large_is_not_sent() {
         let (answers, mut queue) = pair(100);
         let half = Bytes::from(vec![7; COPIED_BYTES_MAX]);
-        let refused = answers.send_parts(b"h", [half.clone(), half].iter()).unwrap_err();
+        let parts = [(&b""[..], &half), (&b""[..], &half)];
+        let refused = answers.send_parts(b"h", parts.into_iter()).unwrap_err();
         let text = "trying to send message larger than max (16385 vs. 16384)";
         assert_eq!(refused, Status::new(Code::ResourceExhausted, text));
         assert!(next(&mut queue).is_pending());
