@@ -12,7 +12,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
 
 /// Methods counted one by one; the rest share the last counter.
-const METHODS: [(&str, &str); 26] = [
+const METHODS: [(&str, &str); 32] = [
     ("etcdserverpb.KV", "Range"),
     ("etcdserverpb.KV", "Put"),
     ("etcdserverpb.KV", "Txn"),
@@ -20,9 +20,15 @@ const METHODS: [(&str, &str); 26] = [
     ("etcdserverpb.KV", "Compact"),
     ("etcdserverpb.Maintenance", "Status"),
     ("etcdserverpb.Maintenance", "HashKV"),
+    ("etcdserverpb.Maintenance", "Hash"),
     ("etcdserverpb.Maintenance", "Alarm"),
+    ("etcdserverpb.Maintenance", "MoveLeader"),
+    ("etcdserverpb.Auth", "Authenticate"),
+    ("etcdserverpb.Auth", "AuthStatus"),
+    ("etcdserverpb.Auth", "AuthDisable"),
     ("etcdserverpb.Cluster", "MemberList"),
     ("grpc.health.v1.Health", "Check"),
+    ("grpc.health.v1.Health", "List"),
     ("grpc.health.v1.Health", "Watch"),
     ("etcdserverpb.KV", "RangeStream"),
     ("etcdserverpb.Lease", "LeaseGrant"),

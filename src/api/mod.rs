@@ -19,6 +19,7 @@ use crate::limits;
 use crate::member::{Error, Member, Shard};
 use crate::metrics::Metrics;
 
+mod auth;
 mod deadline;
 mod election;
 mod encode;
@@ -153,10 +154,16 @@ impl Api {
             Method::DeleteRange => self.delete_range(message).await,
             Method::Compact => self.compact(message).await,
             Method::Status => self.status(message),
+            Method::Hash => self.hash(message).await,
             Method::HashKv => self.hash_kv(message).await,
             Method::Alarm => self.alarm(message).await,
+            Method::MoveLeader => Box::pin(self.move_leader(message)).await,
+            Method::Authenticate => Api::authenticate(message),
+            Method::AuthStatus => self.auth_status(message),
+            Method::AuthDisable => self.auth_disable(message),
             Method::MemberList => self.member_list(message).await,
             Method::HealthCheck => Api::health_check(message),
+            Method::HealthList => Ok(Api::health_list()),
             Method::LeaseGrant => self.lease_grant(message).await,
             Method::LeaseRevoke => self.lease_revoke(message).await,
             Method::LeaseTimeToLive => self.lease_time_to_live(message).await,
@@ -206,10 +213,16 @@ enum Method {
     Txn,
     Compact,
     Status,
+    Hash,
     HashKv,
     Alarm,
+    MoveLeader,
+    Authenticate,
+    AuthStatus,
+    AuthDisable,
     MemberList,
     HealthCheck,
+    HealthList,
     HealthWatch,
     LeaseGrant,
     LeaseRevoke,
@@ -241,10 +254,16 @@ impl Method {
             "/etcdserverpb.KV/Txn" => Method::Txn,
             "/etcdserverpb.KV/Compact" => Method::Compact,
             "/etcdserverpb.Maintenance/Status" => Method::Status,
+            "/etcdserverpb.Maintenance/Hash" => Method::Hash,
             "/etcdserverpb.Maintenance/HashKV" => Method::HashKv,
             "/etcdserverpb.Maintenance/Alarm" => Method::Alarm,
+            "/etcdserverpb.Maintenance/MoveLeader" => Method::MoveLeader,
+            "/etcdserverpb.Auth/Authenticate" => Method::Authenticate,
+            "/etcdserverpb.Auth/AuthStatus" => Method::AuthStatus,
+            "/etcdserverpb.Auth/AuthDisable" => Method::AuthDisable,
             "/etcdserverpb.Cluster/MemberList" => Method::MemberList,
             "/grpc.health.v1.Health/Check" => Method::HealthCheck,
+            "/grpc.health.v1.Health/List" => Method::HealthList,
             "/grpc.health.v1.Health/Watch" => Method::HealthWatch,
             "/etcdserverpb.Lease/LeaseGrant" => Method::LeaseGrant,
             "/etcdserverpb.Lease/LeaseRevoke" => Method::LeaseRevoke,

@@ -1,5 +1,7 @@
-//! Maintenance, Cluster and health, as far as they are built: Status, HashKV, Alarm,
-//! MemberList, Check and Watch of health.
+//! Maintenance, Cluster and health, as far as they are built: Status, Hash, HashKV, Alarm, MoveLeader,
+//! MemberList; Check, List and Watch of health.
+
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use prost::Message;
@@ -12,9 +14,9 @@ use crate::limits;
 use crate::member::Error;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
-    Member as MemberMessage, MemberListRequest, MemberListResponse, ResponseHeader, StatusRequest,
-    StatusResponse,
+    AlarmRequest, AlarmResponse, DowngradeInfo, HashKvRequest, HashKvResponse, HashRequest,
+    HashResponse, Member as MemberMessage, MemberListRequest, MemberListResponse,
+    MoveLeaderRequest, MoveLeaderResponse, ResponseHeader, StatusRequest, StatusResponse,
 };
 use crate::release;
 use crate::state::{HashAnswer, HashJob};
@@ -39,6 +41,13 @@ struct HealthCheckRequest {
 struct HealthCheckResponse {
     #[prost(int32, tag = "1")]
     status: i32,
+}
+
+/// The health of every service by its name; that of the whole server has none.
+#[derive(Clone, PartialEq, Message)]
+struct HealthListResponse {
+    #[prost(map = "string, message", tag = "1")]
+    statuses: HashMap<String, HealthCheckResponse>,
 }
 
 impl Api {
@@ -73,17 +82,39 @@ impl Api {
         }))
     }
 
+    /// The checksum of the whole history. etcd's is one of its file, which differs between members;
+    /// this one does not.
+    pub(super) async fn hash(&self, message: Bytes) -> Result<Bytes, Status> {
+        let _: HashRequest = grpc::decode(message)?;
+        let answer = self.hash_up_to(0).await?;
+        let revision = self.member.state().revision();
+        let header = Some(self.member.header(revision));
+        Ok(grpc::encode(&HashResponse { header, hash: answer.hash }))
+    }
+
     /// The checksum of the history up to a revision, equal on all members.
     pub(super) async fn hash_kv(&self, message: Bytes) -> Result<Bytes, Status> {
         let request: HashKvRequest = grpc::decode(message)?;
+        let answer = self.hash_up_to(request.revision).await?;
+        let revision = self.member.state().revision();
+        Ok(grpc::encode(&HashKvResponse {
+            header: Some(self.member.header(revision)),
+            hash: answer.hash,
+            compact_revision: answer.compact_revision,
+            hash_revision: answer.hash_revision,
+        }))
+    }
+
+    /// The checksum up to `revision`, 0 for the current one.
+    async fn hash_up_to(&self, revision: i64) -> Result<HashAnswer, Status> {
         let member = self.member.clone();
-        let job = HashJob::new(&member.state(), request.revision)?;
+        let job = HashJob::new(&member.state(), revision)?;
         let hashed = tasks::blocking(move || {
             let mut job = job;
             loop {
                 let state = member.state();
                 if !job.is_of(&state) {
-                    job = HashJob::new(&state, request.revision)?;
+                    job = HashJob::new(&state, revision)?;
                 }
                 let step = job.step(&state, limits::HASH_STEP_RECORDS).map_err(Error::from);
                 drop(state);
@@ -92,15 +123,27 @@ impl Api {
                 }
             }
         });
-        let answer: HashAnswer =
-            hashed.await.map_err(|panic| Status::new(Code::Internal, panic.to_string()))??;
-        let revision = self.member.state().revision();
-        Ok(grpc::encode(&HashKvResponse {
-            header: Some(self.member.header(revision)),
-            hash: answer.hash,
-            compact_revision: answer.compact_revision,
-            hash_revision: answer.hash_revision,
-        }))
+        hashed.await.map_err(|panic| Status::new(Code::Internal, panic.to_string()))?
+    }
+
+    /// Has another voter lead. Checks and texts are etcd's; other than there, it is given up after
+    /// the time that any request may take.
+    pub(super) async fn move_leader(&self, message: Bytes) -> Result<Bytes, Status> {
+        let target = grpc::decode::<MoveLeaderRequest>(message)?.target_id;
+        let refused = |text| Err(Status::new(Code::FailedPrecondition, text));
+        let node = self.member.node();
+        if !node.is_leader() {
+            return refused("etcdserver: not leader");
+        }
+        if !node.members().iter().any(|(id, _, votes)| *id == target && *votes) {
+            return refused("etcdserver: bad leader transferee");
+        }
+        let timeout = self.member.options().request_timeout;
+        if target != self.member.options().member_id.0 && !node.transfer(target, timeout).await {
+            let text = "etcdserver: request timed out, leader transfer took too long";
+            return Err(Status::new(Code::Unavailable, text));
+        }
+        Ok(grpc::encode(&MoveLeaderResponse { header: None }))
     }
 
     /// The members as raft and their own announcements know them.
@@ -147,6 +190,12 @@ impl Api {
             return Err(Status::new(Code::NotFound, "unknown service"));
         }
         Ok(grpc::encode(&HealthCheckResponse { status: HEALTH_SERVING }))
+    }
+
+    /// grpc.health.v1: the health of all services.
+    pub(super) fn health_list() -> Bytes {
+        let serving = HealthCheckResponse { status: HEALTH_SERVING };
+        grpc::encode(&HealthListResponse { statuses: HashMap::from([(String::new(), serving)]) })
     }
 
     /// grpc.health.v1, as a stream: the health of a service now, and nothing more, for it stays as it

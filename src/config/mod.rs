@@ -61,6 +61,8 @@ pub struct Config {
     pub wal_dir: Option<PathBuf>,
     /// `--listen-client-urls`: addresses or `localhost`, http only.
     pub listen_client_urls: Vec<Url>,
+    /// `--listen-metrics-urls`: where `/metrics` and the probes are served besides, http only.
+    pub listen_metrics_urls: Vec<Url>,
     /// `--advertise-client-urls`: what MemberList tells clients.
     pub advertise_client_urls: Vec<Url>,
     /// `--listen-peer-urls`: addresses or `localhost`, http only.
@@ -234,6 +236,7 @@ impl Config {
             name,
             wal_dir: wal_dir.map(PathBuf::from),
             listen_client_urls: values.urls("listen-client-urls"),
+            listen_metrics_urls: values.urls("listen-metrics-urls"),
             advertise_client_urls: values.urls("advertise-client-urls"),
             listen_peer_urls: values.urls("listen-peer-urls"),
             initial_advertise_peer_urls,
@@ -327,6 +330,7 @@ impl Config {
         let listen = [
             ("listen-peer-urls", &self.listen_peer_urls),
             ("listen-client-urls", &self.listen_client_urls),
+            ("listen-metrics-urls", &self.listen_metrics_urls),
         ];
         let advertised = [
             ("initial-advertise-peer-urls", &self.initial_advertise_peer_urls),

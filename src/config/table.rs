@@ -190,7 +190,7 @@ const AUTH: &[Flag] = &[
 const MONITORING: &[Flag] = &[
     flag("enable-pprof", Bool, "false", Later, "Serve profiles under /debug/pprof/."),
     flag("metrics", Text, "basic", Later, "'basic', or 'extensive' for latency histograms of RPCs."),
-    flag("listen-metrics-urls", Urls, "", Later, "Where to serve /metrics and /health besides the client URLs."),
+    flag("listen-metrics-urls", Urls, "", Built, "Where to serve /metrics and the probes besides the client URLs."),
 ];
 
 #[rustfmt::skip]

@@ -447,15 +447,20 @@ impl Node {
             return;
         }
         let Some(target) = self.best_successor() else { return };
+        if !self.transfer(target, timeout).await {
+            tracing::warn!("no other member took leadership over in time");
+        }
+    }
+
+    /// Asks the voter `target` to lead; whether it does within `timeout`.
+    pub async fn transfer(&self, target: u64, timeout: Duration) -> bool {
         tracing::info!(to = format!("{target:x}"), "handing leadership over");
         if self.raft.trigger().transfer_leader(target).await.is_err() {
-            return;
+            return false;
         }
         let mut news = self.leadership.subscribe();
         let taken = news.wait_for(|now| now.leader == Some(target));
-        if tokio::time::timeout(timeout, taken).await.is_err() {
-            tracing::warn!("no other member took leadership over in time");
-        }
+        tokio::time::timeout(timeout, taken).await.is_ok_and(|news| news.is_ok())
     }
 
     /// The voter whose log is longest.

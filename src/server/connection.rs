@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use super::http as plain;
+use super::listen::{Accepted, Door};
 use crate::api::Api;
 use crate::api::grpc::Body;
 use crate::config::Config;
@@ -45,12 +46,18 @@ impl Context {
         }
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    async fn answer(
+        self,
+        request: Request<Incoming>,
+        door: Door,
+    ) -> Result<Response<Body>, Infallible> {
         // As in etcd: gRPC is whatever comes over HTTP/2; but plain pages are there for all.
-        if request.version() == Version::HTTP_2 && !plain::serves(request.uri().path()) {
+        let is_page = request.version() != Version::HTTP_2 || plain::serves(request.uri().path());
+        if door == Door::Clients && !is_page {
             Ok(self.api.call(request).await)
         } else {
-            Ok(plain::answer(&self.member, &self.metrics, self.api.shard(), &request).await)
+            let shard = self.api.shard();
+            Ok(plain::answer(&self.member, &self.metrics, shard, &request, door).await)
         }
     }
 }
@@ -81,18 +88,18 @@ fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
 /// Serves what the dealer hands to this thread until the member stops.
 pub(super) async fn serve_all(
     context: Context,
-    mut connections: mpsc::UnboundedReceiver<std::net::TcpStream>,
+    mut connections: mpsc::UnboundedReceiver<Accepted>,
     stopped: watch::Receiver<bool>,
 ) {
     let mut stop = stopped.clone();
     loop {
-        let stream = tokio::select! {
-            stream = connections.recv() => stream,
+        let accepted = tokio::select! {
+            accepted = connections.recv() => accepted,
             () = until_stopped(&mut stop) => None,
         };
-        let Some(stream) = stream else { break };
+        let Some((stream, door)) = accepted else { break };
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
-        tasks::spawn("connection", serve(context.clone(), stream, stopped.clone()));
+        tasks::spawn("connection", serve(context.clone(), stream, door, stopped.clone()));
     }
     // Answers under way go out while the runtime lives; the server ends it.
     std::future::pending().await
@@ -121,14 +128,19 @@ async fn has_begun(stream: &TcpStream) -> bool {
     }
 }
 
-async fn serve(context: Context, stream: TcpStream, mut stopped: watch::Receiver<bool>) {
+async fn serve(
+    context: Context,
+    stream: TcpStream,
+    door: Door,
+    mut stopped: watch::Receiver<bool>,
+) {
     // A connection that says nothing costs a file descriptor and is not kept.
     let speaks = tokio::time::timeout(limits::FIRST_BYTE_TIMEOUT, has_begun(&stream));
     if !matches!(speaks.await, Ok(true)) {
         return;
     }
     let builder = context.builder.clone();
-    let service = service_fn(move |request| context.clone().answer(request));
+    let service = service_fn(move |request| context.clone().answer(request, door));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

@@ -1,4 +1,6 @@
-//! Plain HTTP on the client port: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`.
+//! Plain HTTP on the client port: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`. On a port for
+//! metrics there is neither `/version` nor anything for scripts of other origins. Methods, codes and
+//! content types are etcd's.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,6 +10,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde::Serialize;
 
+use super::listen::Door;
 use super::probes;
 use crate::api::grpc::Body;
 use crate::member::{Error, Member, Shard};
@@ -29,8 +32,15 @@ pub(super) async fn answer(
     metrics: &Metrics,
     shard: &Arc<Shard>,
     request: &Request<Incoming>,
+    door: Door,
 ) -> Response<Body> {
+    let is_get = request.method() == Method::GET;
+    if door == Door::Clients && request.method() == Method::OPTIONS {
+        return any_origin();
+    }
     match request.uri().path() {
+        "/version" if door == Door::Metrics => not_found(),
+        "/health" | "/version" if !is_get => not_allowed(),
         "/health" => health(member, metrics, shard, request).await,
         "/version" => with(StatusCode::OK, "application/json", version()),
         "/metrics" => {
@@ -38,11 +48,28 @@ pub(super) async fn answer(
             with(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
         }
         path => match probes::checks_at(path) {
-            Some(_) if request.method() != Method::GET => not_allowed(),
+            Some(_) if !is_get => not_allowed(),
             Some(checks) => probes::answer(member, shard, request, checks).await,
-            None => with(StatusCode::NOT_FOUND, TEXT, "404 page not found\n"),
+            None => not_found(),
         },
     }
+}
+
+fn not_found() -> Response<Body> {
+    with(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
+}
+
+/// What a browser asks before a script of another origin may do something: by default all may.
+fn any_origin() -> Response<Body> {
+    let mut response = Response::new(Body::Full(None));
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE"),
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
 }
 
 #[derive(Serialize)]
@@ -58,9 +85,6 @@ async fn health(
     shard: &Arc<Shard>,
     request: &Request<Incoming>,
 ) -> Response<Body> {
-    if request.method() != Method::GET {
-        return not_allowed();
-    }
     let query = request.uri().query().unwrap_or_default();
     let serializable = query.split('&').any(|pair| pair == "serializable=true");
     let failed = if serializable {
@@ -77,7 +101,8 @@ async fn health(
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, "false", reason.as_str()),
     };
     let text = serde_json::to_string(&Health { health, reason });
-    with(code, "application/json", text.expect("two strings are JSON"))
+    // As in etcd, which leaves it to Go to guess the type.
+    with(code, TEXT, text.expect("two strings are JSON"))
 }
 
 #[derive(Serialize)]

@@ -22,14 +22,28 @@ use crate::{limits, tasks};
 /// The bound ports.
 pub(super) struct Listeners {
     pub(super) clients: Vec<StdListener>,
+    pub(super) metrics: Vec<StdListener>,
     pub(super) peers: Vec<StdListener>,
 }
 
+/// What a connection from outside may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Everything.
+    Clients,
+    /// Metrics and probes.
+    Metrics,
+}
+
+/// A connection on its way to its serving thread.
+pub(super) type Accepted = (std::net::TcpStream, Door);
+
 impl Listeners {
-    /// Binds all client and peer URLs, or names the one that cannot be bound.
+    /// Binds all URLs, or names the one that cannot be bound.
     pub(super) fn bind(config: &Config) -> Result<Listeners, ServerError> {
         Ok(Listeners {
             clients: bind_all(&config.listen_client_urls)?,
+            metrics: bind_all(&config.listen_metrics_urls)?,
             peers: bind_all(&config.listen_peer_urls)?,
         })
     }
@@ -73,7 +87,7 @@ fn set_up(stream: &TcpStream) -> io::Result<()> {
 /// Clients may not have the last file descriptors: the storage and the log need some to go on, and
 /// would end the member without.
 pub(super) struct Dealer {
-    threads: Vec<mpsc::UnboundedSender<std::net::TcpStream>>,
+    threads: Vec<mpsc::UnboundedSender<Accepted>>,
     /// Connections with this file descriptor or a higher one are closed. The lowest that is free is
     /// always taken, so that this bounds how many are open.
     descriptor_max: u64,
@@ -89,29 +103,31 @@ impl Dealer {
     }
 
     /// Adds a thread; it receives its connections here.
-    pub(super) fn add(&mut self) -> mpsc::UnboundedReceiver<std::net::TcpStream> {
+    pub(super) fn add(&mut self) -> mpsc::UnboundedReceiver<Accepted> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.threads.push(sender);
         receiver
     }
 
-    /// Accepts on all `listeners` for ever.
-    pub(super) async fn accept(self, listeners: Vec<StdListener>) {
+    /// Accepts at both doors for ever.
+    pub(super) async fn accept(self, clients: Vec<StdListener>, metrics: Vec<StdListener>) {
         let dealer = Arc::new(self);
-        for listener in listeners {
-            tasks::spawn("accept", Arc::clone(&dealer).accept_on(listener));
+        let clients = clients.into_iter().map(|listener| (listener, Door::Clients));
+        let metrics = metrics.into_iter().map(|listener| (listener, Door::Metrics));
+        for (listener, door) in clients.chain(metrics) {
+            tasks::spawn("accept", Arc::clone(&dealer).accept_on(listener, door));
         }
         std::future::pending().await
     }
 
-    async fn accept_on(self: Arc<Self>, listener: StdListener) {
+    async fn accept_on(self: Arc<Self>, listener: StdListener, door: Door) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "cannot accept connections"),
         };
         for turn in 0usize.. {
             match listener.accept().await {
-                Ok((stream, _peer)) => self.deal(turn, stream),
+                Ok((stream, _peer)) => self.deal(turn, stream, door),
                 Err(error) => {
                     // Out of file descriptors, most likely: those who are served go on.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -121,7 +137,7 @@ impl Dealer {
         }
     }
 
-    fn deal(&self, turn: usize, stream: TcpStream) {
+    fn deal(&self, turn: usize, stream: TcpStream, door: Door) {
         let is_full = stream.as_raw_fd() as u64 >= self.descriptor_max;
         if is_full != self.is_full.swap(is_full, Relaxed) && is_full {
             let limit = self.descriptor_max;
@@ -138,7 +154,7 @@ impl Dealer {
         }
         if let Ok(stream) = stream.into_std() {
             // A serving thread ends only with the process.
-            drop(self.threads[turn % self.threads.len()].send(stream));
+            drop(self.threads[turn % self.threads.len()].send((stream, door)));
         }
     }
 }

@@ -149,7 +149,7 @@ impl Server {
         let accepting = async {
             if published.await.is_ok() {
                 tracing::info!("ready to serve client requests");
-                threads.accept(listeners.clients).await;
+                threads.accept(listeners.clients, listeners.metrics).await;
             }
         };
         let code = tokio::select! {

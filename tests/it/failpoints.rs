@@ -332,7 +332,8 @@ mod crashes {
                 stage.cluster.cut(&mut stage.rng);
                 let armed = if point.scene == Scene::Receiver { vec![2] } else { vec![0, 1] };
                 stage.arm(&armed, point);
-                stage.write(&[0, 1], 600).await;
+                // For so long that log is dropped, which may be put off while the third is dialed.
+                stage.write(&[0, 1], 4000).await;
                 stage.cluster.start(&[2], &mut stage.rng);
                 return armed;
             }
