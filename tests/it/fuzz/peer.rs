@@ -2,11 +2,13 @@
 //! sends. The member answers or drops them. A leader can make it stop, by a log that cannot be
 //! applied, and then it says so; nobody can make it panic.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use quorate::data_dir::{DataDir, Identity};
 use quorate::identity::{ClusterId, MemberId};
 use quorate::pb::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use quorate::pb::quorate::command::command::Body;
@@ -18,13 +20,14 @@ use quorate::pb::quorate::peer::{
     SnapshotRecords, StoredMembership, TransferLeaderRequest, Vote, VoteRequest, VoterSet, entry,
 };
 use quorate::state::{Options, Position, SnapshotReader, State};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::support::conformance::client::{Client, Metadata};
 use crate::support::fuzz::fuzz;
 use crate::support::memory::Map;
-use crate::support::server::{Place, Server, program_under_test};
+use crate::support::server::{Launch, Place, Server, program_under_test};
 
 /// How long a call is listened to; some would wait for ever.
 const HEARD_FOR: Duration = Duration::from_millis(50);
@@ -54,6 +57,14 @@ impl Cluster {
         let ids: Vec<MemberId> = ids.collect();
         let cluster_id = ClusterId::of_members(&ids).0;
         Cluster { places, ids: ids.into_iter().map(|id| id.0).collect(), cluster_id }
+    }
+
+    /// Makes `path` the directory of the first member, which would else ask the others whether it is
+    /// new.
+    fn claim(&self, path: &Path) {
+        let mut data_dir = DataDir::open(path, None).expect("an empty directory");
+        let (cluster_id, member_id) = (ClusterId(self.cluster_id), MemberId(self.ids[0]));
+        data_dir.claim(Identity { cluster_id, member_id }).expect("it is nobody's");
     }
 
     /// What identifies a call of the second member to the first.
@@ -244,6 +255,7 @@ struct Victim {
     cluster: Cluster,
     server: Server,
     client: Client,
+    _dir: TempDir,
 }
 
 impl Victim {
@@ -251,7 +263,15 @@ impl Victim {
         let program = program_under_test();
         // Nobody but this test campaigns.
         let extra = ["--election-timeout", "50000", "--heartbeat-interval", "1000"];
-        let server = Server::spawn(&program, &cluster.places[0], &cluster.places, &extra);
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let data_dir = dir.path().join("data");
+        cluster.claim(&data_dir);
+        let launch = Launch {
+            place: cluster.places[0].clone(),
+            all: cluster.places.clone(),
+            ..Launch::alone(&program, &data_dir, &extra)
+        };
+        let server = Server::launch(launch);
         let url = cluster.places[0].peer_url.clone();
         let client = runtime.block_on(async {
             let listening = server.until_line("serving peer", SERVED_WITHIN);
@@ -264,7 +284,7 @@ impl Victim {
             }
             Client::connect(&url).await
         });
-        let victim = Victim { cluster, server, client };
+        let victim = Victim { cluster, server, client, _dir: dir };
         victim.assert_answers(runtime);
         victim
     }
