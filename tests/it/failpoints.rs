@@ -287,19 +287,28 @@ mod crashes {
     /// another, and brings the old one back.
     async fn depose(cluster: &mut Cluster) {
         let Some(leader) = leader(&cluster.endpoints()).await else { return };
-        let mut signal = |leads: bool, signal: Signal| {
-            for (at, member) in cluster.members.iter_mut().enumerate() {
-                if (at == leader) == leads {
-                    member.running().signal(signal);
-                }
-            }
-        };
-        signal(false, Signal::STOP);
+        let others: Vec<usize> = (0..cluster.members.len()).filter(|at| *at != leader).collect();
+        // Ended, not paused: a process that goes on would find in its sockets what was sent meanwhile.
+        for &at in &others {
+            cluster.members[at].running().signal(Signal::TERM);
+        }
+        for &at in &others {
+            cluster.members[at].running().until_exit(PATIENCE).await;
+        }
         tokio::time::sleep(Duration::from_millis(300)).await;
-        signal(true, Signal::STOP);
-        signal(false, Signal::CONT);
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        signal(true, Signal::CONT);
+        cluster.members[leader].running().signal(Signal::STOP);
+        others.iter().for_each(|&at| cluster.members[at].start());
+        let endpoints: Vec<String> =
+            others.iter().map(|&at| cluster.members[at].endpoint()).collect();
+        let deadline = clock::now() + PATIENCE;
+        // One of them may be the one that crashes.
+        while !others.iter().any(|&at| cluster.members[at].running().ended().is_some())
+            && self::leader(&endpoints).await.is_none()
+        {
+            assert!(clock::now() < deadline, "no other member leads");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        cluster.members[leader].running().signal(Signal::CONT);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 
