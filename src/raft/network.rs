@@ -300,7 +300,7 @@ impl Acknowledgements<'_> {
                     if let Ok(Ok(Some(matched))) = &result
                         && self.link.log_floor.is_above(matched.index)
                     {
-                        return Some(Err(self.link.failed(&too_slow())));
+                        return Some(Err(NetworkError::new(&too_slow()).into()));
                     }
                     return Some(result);
                 }
