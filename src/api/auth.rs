@@ -1,5 +1,7 @@
-//! Auth, as far as it goes without users: clients with a name and a password are told that they need
-//! none, and then go on without.
+//! Auth while it is not enabled, which is always: users and roles are not built.
+//!
+//! A client that is given a user and a password logs in before anything else. etcd tells it that
+//! nobody asks for that, and every client then goes on without; it could not connect otherwise.
 
 use bytes::Bytes;
 
@@ -10,33 +12,37 @@ use crate::pb::etcdserverpb::{
     AuthenticateRequest, ResponseHeader,
 };
 
-/// The revision of etcd's store of users before anything is changed in it.
+/// The auth revision of a store that never had users or roles. As in etcd.
 const AUTH_REVISION: u64 = 1;
 
 impl Api {
-    /// Refused with the text on which etcd's clients go on without a token.
-    pub(super) fn authenticate(message: Bytes) -> Result<Bytes, Status> {
+    /// Sends a client on that wants to log in. As in etcd, after a linearizable read.
+    pub(super) async fn authenticate(&self, message: Bytes) -> Result<Bytes, Status> {
         let _: AuthenticateRequest = grpc::decode(message)?;
-        let text = "etcdserver: authentication is not enabled";
-        Err(Status::new(Code::FailedPrecondition, text))
+        self.member.read_barrier(&self.shard).await?;
+        // The code and the text are what clients look for.
+        Err(Status::new(Code::FailedPrecondition, "etcdserver: authentication is not enabled"))
     }
 
-    /// Auth is off, and never was on.
-    pub(super) fn auth_status(&self, message: Bytes) -> Result<Bytes, Status> {
+    /// Whether a token is asked for: never.
+    pub(super) async fn auth_status(&self, message: Bytes) -> Result<Bytes, Status> {
         let _: AuthStatusRequest = grpc::decode(message)?;
-        let header = Some(self.auth_header());
-        let answer = AuthStatusResponse { header, enabled: false, auth_revision: AUTH_REVISION };
-        Ok(grpc::encode(&answer))
+        let header = Some(self.auth_header().await?);
+        let (enabled, auth_revision) = (false, AUTH_REVISION);
+        Ok(grpc::encode(&AuthStatusResponse { header, enabled, auth_revision }))
     }
 
-    /// As in etcd: to turn off what is off is no error.
-    pub(super) fn auth_disable(&self, message: Bytes) -> Result<Bytes, Status> {
+    /// Leaves auth disabled. As in etcd, that is no error.
+    pub(super) async fn auth_disable(&self, message: Bytes) -> Result<Bytes, Status> {
         let _: AuthDisableRequest = grpc::decode(message)?;
-        Ok(grpc::encode(&AuthDisableResponse { header: Some(self.auth_header()) }))
+        let header = Some(self.auth_header().await?);
+        Ok(grpc::encode(&AuthDisableResponse { header }))
     }
 
-    fn auth_header(&self) -> ResponseHeader {
+    /// The header of an answer that etcd would order among the writes.
+    async fn auth_header(&self) -> Result<ResponseHeader, Status> {
+        self.member.read_barrier(&self.shard).await?;
         let revision = self.member.state().revision();
-        self.member.header(revision)
+        Ok(self.member.header(revision))
     }
 }

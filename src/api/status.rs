@@ -51,8 +51,9 @@ impl From<Error> for Status {
             | Error::TimeoutLeaderFailure
             | Error::TimeoutApplied
             | Error::Stopped => Code::Unavailable,
-            // As in etcd: declared ResourceExhausted, but Unknown on the wire.
-            Error::TooManyRequests => Code::Unknown,
+            Error::NotLeader | Error::BadLeaderTransferee => Code::FailedPrecondition,
+            // As in etcd: declared with other codes, but Unknown on the wire.
+            Error::TooManyRequests | Error::TimeoutLeaderTransfer => Code::Unknown,
             Error::Storage(_) => Code::Unavailable,
         };
         Status::new(code, error.to_string())

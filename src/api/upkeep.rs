@@ -1,7 +1,5 @@
-//! Maintenance, Cluster and health, as far as they are built: Status, Hash, HashKV, Alarm, MoveLeader,
-//! MemberList; Check, List and Watch of health.
-
-use std::collections::HashMap;
+//! Maintenance, Cluster and health, as far as they are built: Status, Hash, HashKV, Alarm,
+//! MoveLeader, MemberList, and all of health.
 
 use bytes::Bytes;
 use prost::Message;
@@ -43,11 +41,21 @@ struct HealthCheckResponse {
     status: i32,
 }
 
-/// The health of every service by its name; that of the whole server has none.
+/// The health of all services that have one.
 #[derive(Clone, PartialEq, Message)]
 struct HealthListResponse {
-    #[prost(map = "string, message", tag = "1")]
-    statuses: HashMap<String, HealthCheckResponse>,
+    #[prost(message, repeated, tag = "1")]
+    statuses: Vec<NamedHealth>,
+}
+
+/// One entry of the map in the answer.
+#[derive(Clone, PartialEq, Message)]
+struct NamedHealth {
+    // Go writes also an empty key of a map.
+    #[prost(string, optional, tag = "1")]
+    service: Option<String>,
+    #[prost(message, optional, tag = "2")]
+    health: Option<HealthCheckResponse>,
 }
 
 impl Api {
@@ -82,20 +90,10 @@ impl Api {
         }))
     }
 
-    /// The checksum of the whole history. etcd's is one of its file, which differs between members;
-    /// this one does not.
-    pub(super) async fn hash(&self, message: Bytes) -> Result<Bytes, Status> {
-        let _: HashRequest = grpc::decode(message)?;
-        let answer = self.hash_up_to(0).await?;
-        let revision = self.member.state().revision();
-        let header = Some(self.member.header(revision));
-        Ok(grpc::encode(&HashResponse { header, hash: answer.hash }))
-    }
-
     /// The checksum of the history up to a revision, equal on all members.
     pub(super) async fn hash_kv(&self, message: Bytes) -> Result<Bytes, Status> {
         let request: HashKvRequest = grpc::decode(message)?;
-        let answer = self.hash_up_to(request.revision).await?;
+        let answer = self.hash_at(request.revision).await?;
         let revision = self.member.state().revision();
         Ok(grpc::encode(&HashKvResponse {
             header: Some(self.member.header(revision)),
@@ -105,8 +103,14 @@ impl Api {
         }))
     }
 
-    /// The checksum up to `revision`, 0 for the current one.
-    async fn hash_up_to(&self, revision: i64) -> Result<HashAnswer, Status> {
+    /// The checksum of all history. etcd's is of its file, and differs among members.
+    pub(super) async fn hash(&self, message: Bytes) -> Result<Bytes, Status> {
+        let _: HashRequest = grpc::decode(message)?;
+        let HashAnswer { hash, hash_revision, .. } = self.hash_at(0).await?;
+        Ok(grpc::encode(&HashResponse { header: Some(self.member.header(hash_revision)), hash }))
+    }
+
+    async fn hash_at(&self, revision: i64) -> Result<HashAnswer, Status> {
         let member = self.member.clone();
         let job = HashJob::new(&member.state(), revision)?;
         let hashed = tasks::blocking(move || {
@@ -126,23 +130,11 @@ impl Api {
         hashed.await.map_err(|panic| Status::new(Code::Internal, panic.to_string()))?
     }
 
-    /// Has another voter lead. Checks and texts are etcd's; other than there, it is given up after
-    /// the time that any request may take.
+    /// Has another member lead.
     pub(super) async fn move_leader(&self, message: Bytes) -> Result<Bytes, Status> {
-        let target = grpc::decode::<MoveLeaderRequest>(message)?.target_id;
-        let refused = |text| Err(Status::new(Code::FailedPrecondition, text));
-        let node = self.member.node();
-        if !node.is_leader() {
-            return refused("etcdserver: not leader");
-        }
-        if !node.members().iter().any(|(id, _, votes)| *id == target && *votes) {
-            return refused("etcdserver: bad leader transferee");
-        }
-        let timeout = self.member.options().request_timeout;
-        if target != self.member.options().member_id.0 && !node.transfer(target, timeout).await {
-            let text = "etcdserver: request timed out, leader transfer took too long";
-            return Err(Status::new(Code::Unavailable, text));
-        }
+        let request: MoveLeaderRequest = grpc::decode(message)?;
+        self.member.move_leader(request.target_id).await?;
+        // As in etcd: no header.
         Ok(grpc::encode(&MoveLeaderResponse { header: None }))
     }
 
@@ -192,10 +184,11 @@ impl Api {
         Ok(grpc::encode(&HealthCheckResponse { status: HEALTH_SERVING }))
     }
 
-    /// grpc.health.v1: the health of all services.
+    /// grpc.health.v1: every service that has a health, which is the server as a whole.
     pub(super) fn health_list() -> Bytes {
-        let serving = HealthCheckResponse { status: HEALTH_SERVING };
-        grpc::encode(&HealthListResponse { statuses: HashMap::from([(String::new(), serving)]) })
+        let health = Some(HealthCheckResponse { status: HEALTH_SERVING });
+        let all = NamedHealth { service: Some(String::new()), health };
+        grpc::encode(&HealthListResponse { statuses: vec![all] })
     }
 
     /// grpc.health.v1, as a stream: the health of a service now, and nothing more, for it stays as it

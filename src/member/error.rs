@@ -26,6 +26,15 @@ pub enum Error {
     /// This member did not apply up to the read index in time.
     #[error("etcdserver: request timed out, waiting for the applied index took too long")]
     TimeoutApplied,
+    /// Only a leader can do that.
+    #[error("etcdserver: not leader")]
+    NotLeader,
+    /// Whoever shall lead is no member, or does not vote.
+    #[error("etcdserver: bad leader transferee")]
+    BadLeaderTransferee,
+    /// The member that shall lead did not take over in time.
+    #[error("etcdserver: request timed out, leader transfer took too long")]
+    TimeoutLeaderTransfer,
     /// The member is stopping.
     #[error("etcdserver: server stopped")]
     Stopped,

@@ -360,6 +360,31 @@ impl Member {
         }
     }
 
+    /// Has the voter `target` lead; returns once it does.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`], [`Error::BadLeaderTransferee`], or [`Error::TimeoutLeaderTransfer`] after
+    /// the request timeout; then the target, or another member, may lead yet.
+    pub async fn move_leader(&self, target: u64) -> Result<(), Error> {
+        if !self.node.is_leader() {
+            return Err(Error::NotLeader);
+        }
+        if !self.node.members().iter().any(|(id, _, votes)| *id == target && *votes) {
+            return Err(Error::BadLeaderTransferee);
+        }
+        if target == self.options.member_id.0 {
+            return Ok(());
+        }
+        let moved = async {
+            self.node.caught_up(target).await;
+            self.node.hand_over_to(target).await
+        };
+        match tokio::time::timeout(self.options.request_timeout, moved).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(Error::TimeoutLeaderTransfer),
+        }
+    }
+
     /// Stops taking writes, gives leadership away and stops raft.
     pub async fn stop(&self, hand_over: Duration) {
         self.node.hand_over(hand_over).await;

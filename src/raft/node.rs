@@ -447,20 +447,36 @@ impl Node {
             return;
         }
         let Some(target) = self.best_successor() else { return };
-        if !self.transfer(target, timeout).await {
+        if tokio::time::timeout(timeout, self.hand_over_to(target)).await.is_err() {
             tracing::warn!("no other member took leadership over in time");
         }
     }
 
-    /// Asks the voter `target` to lead; whether it does within `timeout`.
-    pub async fn transfer(&self, target: u64, timeout: Duration) -> bool {
+    /// Asks the voter `target` to take over, and waits until it leads; false if it cannot be asked.
+    ///
+    /// From then on this leader proposes nothing: without the target another voter is elected.
+    pub async fn hand_over_to(&self, target: u64) -> bool {
         tracing::info!(to = format!("{target:x}"), "handing leadership over");
         if self.raft.trigger().transfer_leader(target).await.is_err() {
             return false;
         }
         let mut news = self.leadership.subscribe();
-        let taken = news.wait_for(|now| now.leader == Some(target));
-        tokio::time::timeout(timeout, taken).await.is_ok_and(|news| news.is_ok())
+        news.wait_for(|now| now.leader == Some(target)).await.is_ok()
+    }
+
+    /// Waits until `follower` has what this leader's log has now: it could not be elected before.
+    pub async fn caught_up(&self, follower: u64) {
+        let mut metrics = self.raft.metrics();
+        let last = metrics.borrow_watched().last_log_index;
+        loop {
+            let matched = metrics.borrow_and_update().replication.as_ref().and_then(|all| {
+                all.get(&follower).and_then(|matched| matched.as_ref().map(|id| id.index()))
+            });
+            // An end of the sender is the end of raft.
+            if matched >= last || metrics.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The voter whose log is longest.

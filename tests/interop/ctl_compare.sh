@@ -277,6 +277,19 @@ round() {
     run member list --hex -w json
     run member list --hex -w fields
     run member list --consistency s ignored
+
+    # Leadership: from the only member to itself, and to nobody.
+    local member
+    member=$("$ctl" member list | cut -d, -f1)
+    for format in simple json fields table protobuf; do run move-leader "$member" -w $format; done
+    run move-leader
+    run move-leader "$member" "$member"
+    run move-leader zz
+    run move-leader 0x7
+    run move-leader +7
+    run move-leader 12345678901234567
+    run move-leader 7
+    run move-leader "$member" --endpoints "$dead" --command-timeout 300ms
     run endpoint status --hex -w fields
     run endpoint hashkv --hex -w fields
     run endpoint hashkv --rev 1000000

@@ -25,5 +25,6 @@ mod scripts;
 mod sim;
 mod snapshot;
 mod upgrade;
+mod upkeep;
 mod watch;
 mod wire;

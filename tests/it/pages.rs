@@ -2,16 +2,12 @@
 
 use std::time::Duration;
 
-use quorate::pb::etcdserverpb::auth_client::AuthClient;
 use quorate::pb::etcdserverpb::cluster_client::ClusterClient;
 use quorate::pb::etcdserverpb::{
-    AuthDisableRequest, AuthStatusRequest, AuthenticateRequest, DeleteRangeRequest, HashKvRequest,
-    HashRequest, MemberListRequest, MoveLeaderRequest, RequestOp, TxnRequest, request_op::Request,
+    DeleteRangeRequest, MemberListRequest, RequestOp, TxnRequest, request_op::Request,
 };
-use tonic::Code;
 
-use crate::support::client::{channel, get, http_get, kv, maintenance, put};
-use crate::support::cluster::{Cluster, status};
+use crate::support::client::{channel, get, http_get, kv, put};
 use crate::support::server::{Place, Server, program_under_test};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -95,51 +91,4 @@ async fn metrics_have_a_port_of_their_own() {
     assert_eq!(http_get(&metrics, "/version").await, "404 page not found\n");
     let refused = kv(channel(&metrics, DEADLINE)).range(get("a")).await;
     assert!(refused.is_err(), "keys are not served there");
-}
-
-/// Clients with a name and a password could not even connect.
-#[tokio::test]
-async fn who_brings_a_password_is_told_that_there_is_no_auth() {
-    let server = Server::start_alone(&program_under_test());
-    let mut auth = AuthClient::new(channel(server.endpoint(), DEADLINE));
-    let request = AuthenticateRequest { name: "root".into(), password: "x".into() };
-    let refused = auth.authenticate(request).await.unwrap_err();
-    let text = "etcdserver: authentication is not enabled";
-    assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, text));
-    let status = auth.auth_status(AuthStatusRequest {}).await.unwrap().into_inner();
-    assert_eq!((status.enabled, status.auth_revision), (false, 1));
-    assert_eq!(status.header.unwrap().revision, 1);
-    auth.auth_disable(AuthDisableRequest {}).await.unwrap();
-}
-
-#[tokio::test]
-async fn leadership_is_moved_to_a_voter_that_is_named() {
-    let cluster = Cluster::start(&program_under_test(), 3);
-    let leader = cluster.leader().await;
-    let endpoints = cluster.endpoints();
-    let id = async |at: usize| status(&endpoints[at]).await.unwrap().header.unwrap().member_id;
-    let client = |at: usize| maintenance(channel(&endpoints[at], DEADLINE));
-    let other = (leader + 1) % 3;
-    let to = async |at: usize, target_id| {
-        client(at).move_leader(MoveLeaderRequest { target_id }).await.map(|_| ())
-    };
-    let refused = to(other, id(other).await).await.unwrap_err();
-    let told = (refused.code(), refused.message());
-    assert_eq!(told, (Code::FailedPrecondition, "etcdserver: not leader"));
-    let refused = to(leader, 7).await.unwrap_err();
-    let told = (refused.code(), refused.message());
-    assert_eq!(told, (Code::FailedPrecondition, "etcdserver: bad leader transferee"));
-    to(leader, id(leader).await).await.expect("it leads already");
-    to(leader, id(other).await).await.expect("it is asked for");
-    assert_eq!(cluster.leader().await, other);
-}
-
-#[tokio::test]
-async fn the_whole_history_has_a_hash() {
-    let server = Server::start_alone(&program_under_test());
-    kv(channel(server.endpoint(), DEADLINE)).put(put("a", "1")).await.unwrap();
-    let mut client = maintenance(channel(server.endpoint(), DEADLINE));
-    let hash = client.hash(HashRequest {}).await.unwrap().into_inner();
-    let same = client.hash_kv(HashKvRequest { revision: 2 }).await.unwrap().into_inner();
-    assert_eq!((hash.hash, hash.header.unwrap().revision), (same.hash, 2));
 }

@@ -110,6 +110,18 @@ fn digits(text: &str, length: usize, radix: u32) -> Option<&str> {
     text.get(..length).filter(|digits| digits.chars().all(|c| c.is_digit(radix)))
 }
 
+/// Parses like `strconv.ParseUint(text, radix, 64)` with a radix that is not 0.
+pub(crate) fn parse_uint(text: &str, radix: u32) -> Result<u64, String> {
+    let refused = |reason| {
+        let text = quote(text.as_bytes());
+        format!("strconv.ParseUint: parsing {text}: {reason}")
+    };
+    if text.is_empty() || !text.chars().all(|c| c.is_digit(radix)) {
+        return Err(refused("invalid syntax"));
+    }
+    u64::from_str_radix(text, radix).map_err(|_| refused("value out of range"))
+}
+
 /// Parses like `strconv.ParseInt(text, radix, 64)`; radix 0 takes it from a prefix such as `0x`.
 pub(crate) fn parse_int(text: &str, radix: u32) -> Result<i64, String> {
     let (negative, unsigned) = match text.as_bytes().first() {
@@ -263,6 +275,9 @@ mod tests {
         assert_eq!(parse_int("-12", 10), Ok(-12));
         assert_eq!(parse_int("+7", 10), Ok(7));
         assert_eq!(parse_int("7fffffffffffffff", 16), Ok(i64::MAX));
+        assert_eq!(parse_uint("ffffffffffffffff", 16), Ok(u64::MAX));
+        assert!(parse_uint("+1", 16).is_err() && parse_uint("", 16).is_err());
+        assert!(parse_uint("10000000000000000", 16).unwrap_err().ends_with("out of range"));
         assert_eq!(parse_int("0x10", 0), Ok(16));
         assert_eq!(parse_int("010", 0), Ok(8));
         assert_eq!(

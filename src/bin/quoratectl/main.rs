@@ -6,8 +6,8 @@
 //! checks that). `bench` is our own addition.
 //!
 //! A verb turns its flags into a request ([`kv`], [`txn`], [`lease`], [`endpoint`], [`member`],
-//! [`alarm`]), the [`client`] finds a member that answers, [`print`] writes the answer in the wanted
-//! format.
+//! [`move_leader`], [`alarm`]), the [`client`] finds a member that answers, [`print`] writes the
+//! answer in the wanted format.
 //!
 //! Three verbs go on until somebody ends them: [`watch`], [`lock`] and [`elect`]. They stand on a
 //! [`watcher`] and a [`keep_alive`], which outlive the loss of their member, and the latter two on
@@ -32,6 +32,7 @@ mod kv;
 mod lease;
 mod lock;
 mod member;
+mod move_leader;
 mod print;
 mod program;
 mod signals;
@@ -101,6 +102,8 @@ enum Verb {
     /// Shows who belongs to the cluster
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Member(member::MemberArgs),
+    /// Has another member lead
+    MoveLeader(move_leader::MoveLeaderArgs),
     /// Shows and clears alarms
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Alarm(alarm::AlarmArgs),
@@ -187,6 +190,7 @@ async fn run_verb(cli: Cli, out: &mut dyn Write) -> Result<(), Error> {
         Verb::Compaction(args) => kv::compaction(&args, flags, out).await,
         Verb::Endpoint(args) => endpoint::run(&args, flags, out).await,
         Verb::Member(args) => member::run(&args, flags, out).await,
+        Verb::MoveLeader(args) => move_leader::move_leader(&args, flags, out).await,
         Verb::Alarm(args) => alarm::run(&args, flags, out).await,
         Verb::Bench(args) => bench::run(&args, flags, out).await,
         Verb::Version { .. } => Ok(()),

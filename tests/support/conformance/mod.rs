@@ -34,7 +34,7 @@
 //! | `lock` `unlock` | Lock |
 //! | `campaign` `proclaim` `leader` `resign` | Election; `missing` leaves out the leader's key |
 //! | `status` `hashkv` `members` | Maintenance and Cluster |
-//! | `raw path=… body=…` | any method with any bytes; `as=range` (or `put`, `stream`) decodes the answer |
+//! | `raw path=… body=…` | any method with any bytes; `as=range` (or `put`, `stream`, `hash`…) decodes the answer |
 //! | `http path=… body=…` | one HTTP/2 request: `body` holds gRPC's frames, `meta.…` the headers, `method=GET` another method |
 //! | `wipe` | deletes every key of the store and prints nothing |
 //! | `alarm` | Maintenance too, for the refusals that an alarm causes |

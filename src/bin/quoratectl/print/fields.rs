@@ -46,6 +46,8 @@ pub(super) fn write(printer: &mut Printer<'_>, answer: &Answer<'_>) -> io::Resul
         | Answer::LeaseKeepAlive(_)
         | Answer::LeaseTimeToLive(..)
         | Answer::Leases(_) => fields.lease(answer),
+        // Refused before, as by etcdctl.
+        Answer::MoveLeader { .. } => Ok(()),
         Answer::Get(_) | Answer::Put(_) | Answer::Delete(_) => fields.keys(answer),
     }
 }

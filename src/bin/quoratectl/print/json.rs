@@ -48,6 +48,7 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
             o.raw("leases", format_args!("[{}]", leases.collect::<Vec<_>>().join(",")));
         }),
         Answer::Alarm(response) => object(|o| alarm(o, response)),
+        Answer::MoveLeader { .. } => object(|_| {}),
         Answer::MemberList(response) if hex => object(|o| members_hex(o, response)),
         Answer::MemberList(response) => object(|o| {
             header(o, response.header.as_ref());

@@ -4,7 +4,7 @@
 //! |------------|----------------------------------|--------------------------|
 //! | `simple`   | people and shell scripts         | everything               |
 //! | `json`     | programs; Go's JSON of the types | everything               |
-//! | `fields`   | `grep`; one `"Name" : value` each | everything              |
+//! | `fields`   | `grep`; one `"Name" : value` each | all but `move-leader`    |
 //! | `table`    | people                           | endpoints and members    |
 //! | `protobuf` | programs; the wire message       | answers to a single call |
 
@@ -83,6 +83,13 @@ pub(crate) enum Answer<'a> {
     Leases(&'a LeaseLeasesResponse),
     /// Of `alarm`.
     Alarm(&'a AlarmResponse),
+    /// Of `move-leader`.
+    MoveLeader {
+        /// Who led.
+        leader: u64,
+        /// Who leads now.
+        target: u64,
+    },
     /// Of `member list`.
     MemberList(&'a MemberListResponse),
     /// Of `endpoint status`.
@@ -113,6 +120,9 @@ impl Printer<'_> {
             Format::Json => {
                 let text = json::render(answer, self.hex);
                 writeln!(self.out, "{text}")?;
+            }
+            Format::Fields if matches!(answer, Answer::MoveLeader { .. }) => {
+                return Err(unsupported("fields"));
             }
             Format::Fields => fields::write(self, answer)?,
             Format::Table => {
@@ -150,6 +160,8 @@ fn encode(answer: &Answer<'_>) -> Option<Vec<u8>> {
             Some(response.encode_to_vec())
         }
         Answer::Alarm(response) => Some(response.encode_to_vec()),
+        // The answer is an empty message.
+        Answer::MoveLeader { .. } => Some(Vec::new()),
         // As in etcdctl, surprisingly: of these only the header.
         Answer::LeaseGrant(response) => encode_header(response.header.as_ref()),
         Answer::LeaseKeepAlive(response) => encode_header(response.header.as_ref()),

@@ -38,6 +38,9 @@ pub(super) fn write(printer: &mut Printer<'_>, answer: &Answer<'_>) -> io::Resul
             response.leases.iter().try_for_each(|lease| writeln!(printer.out, "{:016x}", lease.id))
         }
         Answer::Alarm(response) => response.alarms.iter().try_for_each(|a| alarm(printer, a)),
+        Answer::MoveLeader { leader, target } => {
+            writeln!(printer.out, "Leadership transferred from {leader:x} to {target:x}")
+        }
         Answer::MemberList(response) => rows(printer, response.members.iter().map(member_row)),
         Answer::EndpointStatus(list) => rows(printer, list.iter().map(status_row)),
         Answer::EndpointHealth(list) => list.iter().try_for_each(|item| health(printer, item)),

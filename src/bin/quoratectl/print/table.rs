@@ -50,6 +50,7 @@ pub(super) fn render(answer: &Answer<'_>) -> Option<String> {
         | Answer::LeaseKeepAlive(_)
         | Answer::LeaseTimeToLive(..)
         | Answer::Leases(_)
+        | Answer::MoveLeader { .. }
         | Answer::Alarm(_) => None,
     }
 }

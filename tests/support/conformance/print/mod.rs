@@ -4,9 +4,9 @@ use bytes::Bytes;
 use prost::Message;
 use quorate::pb::etcdserverpb::response_op::Response as Op;
 use quorate::pb::etcdserverpb::{
-    AlarmResponse, CompactionResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse,
-    LeaseRevokeResponse, MemberListResponse, PutResponse, RangeResponse, RangeStreamResponse,
-    ResponseHeader, StatusResponse, TxnResponse,
+    AlarmResponse, AuthStatusResponse, CompactionResponse, DeleteRangeResponse, HashKvResponse,
+    HashResponse, LeaseGrantResponse, LeaseRevokeResponse, MemberListResponse, PutResponse,
+    RangeResponse, RangeStreamResponse, ResponseHeader, StatusResponse, TxnResponse,
 };
 use quorate::pb::mvccpb::KeyValue;
 use tonic::{Code, Status};
@@ -138,6 +138,18 @@ impl<'a> Printer<'a> {
                 }
             }
             Shape::Members => self.members(&decode(message)),
+            Shape::AuthStatus => {
+                let response: AuthStatusResponse = decode(message);
+                let head = self.header(0, response.header.as_ref());
+                let (enabled, revision) = (response.enabled, response.auth_revision);
+                self.line(0, format!("auth {head} enabled={enabled} authRevision={revision}"));
+            }
+            Shape::Hash => {
+                let response: HashResponse = decode(message);
+                let head = self.header(0, response.header.as_ref());
+                let number = self.hash_number(response.hash);
+                self.line(0, format!("hash {head} hash#{number}"));
+            }
             Shape::Stream | Shape::Raw | Shape::Http | Shape::Watch => {
                 unreachable!("printed by their own functions")
             }
@@ -309,19 +321,24 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// Prints a hash by the order in which it was first seen in this case: what counts is which
-    /// hashes are equal.
+    /// A hash as the order in which it was first seen in this case: what counts is which hashes are
+    /// equal.
+    fn hash_number(&mut self, hash: u32) -> usize {
+        let known = self.hashes.iter().position(|known| *known == hash);
+        1 + known.unwrap_or_else(|| {
+            self.hashes.push(hash);
+            self.hashes.len() - 1
+        })
+    }
+
     fn hashkv(&mut self, response: &HashKvResponse) {
         let head = self.header(0, response.header.as_ref());
-        let at = self.hashes.iter().position(|hash| *hash == response.hash).unwrap_or_else(|| {
-            self.hashes.push(response.hash);
-            self.hashes.len() - 1
-        });
+        let number = self.hash_number(response.hash);
         let compact = self.scope.show_compact_revision(response.compact_revision);
         let hashed = self.scope.show_revision(response.hash_revision);
         self.line(
             0,
-            format!("hashkv {head} hash#{} compact={compact} hash_revision={hashed}", at + 1),
+            format!("hashkv {head} hash#{number} compact={compact} hash_revision={hashed}"),
         );
     }
 

@@ -62,6 +62,8 @@ pub(crate) enum Shape {
     Leader,
     Observe,
     Resign,
+    AuthStatus,
+    Hash,
     /// Bytes, as they are.
     Raw,
     /// An HTTP answer; the request is one too.
@@ -270,6 +272,8 @@ fn raw(fields: &mut Fields<'_>, scope: &Scope) -> (String, Bytes, Shape) {
         Some("put") => Shape::Put,
         Some("delete") => Shape::Delete,
         Some("txn") => Shape::Txn,
+        Some("authstatus") => Shape::AuthStatus,
+        Some("hash") => Shape::Hash,
         Some(other) => panic!("raw cannot print `{other}`"),
     };
     (path, fields.bytes("body", scope), shape)
