@@ -54,6 +54,8 @@ pub enum ConfigError {
     LogOutputEmpty,
     #[error("--{name} must be between {min} and {max} (set to {found})")]
     OutOfBounds { name: &'static str, min: u64, max: u64, found: u64 },
+    #[error("--cors must be '*' or URLs: {0}")]
+    Cors(UrlError),
     #[error("error setting up initial cluster: {0}")]
     InitialCluster(UrlError),
     #[error("couldn't find local name {0:?} in the initial cluster configuration")]

@@ -61,12 +61,15 @@ pub struct Config {
     pub wal_dir: Option<PathBuf>,
     /// `--listen-client-urls`: addresses or `localhost`, http only.
     pub listen_client_urls: Vec<Url>,
-    /// `--listen-metrics-urls`: where `/metrics` and the probes are served besides, http only.
-    pub listen_metrics_urls: Vec<Url>,
     /// `--advertise-client-urls`: what MemberList tells clients.
     pub advertise_client_urls: Vec<Url>,
     /// `--listen-peer-urls`: addresses or `localhost`, http only.
     pub listen_peer_urls: Vec<Url>,
+    /// `--listen-metrics-urls`: where operators get pages besides; addresses or `localhost`, http
+    /// only.
+    pub listen_metrics_urls: Vec<Url>,
+    /// `--cors`: origins that browsers may come from; `None` means any.
+    pub cors: Option<Vec<Url>>,
     /// `--initial-advertise-peer-urls`: where the others reach this member; its id is made of them.
     pub initial_advertise_peer_urls: Vec<Url>,
     /// `--initial-cluster`: this member alone when not given.
@@ -236,9 +239,10 @@ impl Config {
             name,
             wal_dir: wal_dir.map(PathBuf::from),
             listen_client_urls: values.urls("listen-client-urls"),
-            listen_metrics_urls: values.urls("listen-metrics-urls"),
             advertise_client_urls: values.urls("advertise-client-urls"),
             listen_peer_urls: values.urls("listen-peer-urls"),
+            listen_metrics_urls: values.urls("listen-metrics-urls"),
+            cors: cors(values)?,
             initial_advertise_peer_urls,
             initial_cluster,
             initial_cluster_state: match values.text("initial-cluster-state").as_str() {
@@ -371,6 +375,14 @@ impl Config {
             return Err(ConfigError::ElectionTooLong(election));
         }
         Ok(())
+    }
+}
+
+/// As in etcd: `*` is anywhere, all else are URLs.
+fn cors(values: &Values) -> Result<Option<Vec<Url>>, ConfigError> {
+    match values.text("cors").as_str() {
+        "*" => Ok(None),
+        text => Url::parse_list(text).map(Some).map_err(ConfigError::Cors),
     }
 }
 

@@ -175,7 +175,7 @@ const SECURITY: &[Flag] = &[
     flag("tls-min-version", Text, "TLS1.2", TLS, ""),
     flag("tls-max-version", Text, "", TLS, ""),
     flag("self-signed-cert-validity", Uint, "1", Later, ""),
-    flag("cors", Text, "*", Later, "Origins that browsers may come from."),
+    flag("cors", Text, "*", Built, "Origins that browsers may come from."),
     flag("host-whitelist", Text, "*", Later, "Host names that HTTP clients may use."),
 ];
 
@@ -190,7 +190,7 @@ const AUTH: &[Flag] = &[
 const MONITORING: &[Flag] = &[
     flag("enable-pprof", Bool, "false", Later, "Serve profiles under /debug/pprof/."),
     flag("metrics", Text, "basic", Later, "'basic', or 'extensive' for latency histograms of RPCs."),
-    flag("listen-metrics-urls", Urls, "", Built, "Where to serve /metrics and the probes besides the client URLs."),
+    flag("listen-metrics-urls", Urls, "", Built, "Where to serve /metrics and health besides the client URLs."),
 ];
 
 #[rustfmt::skip]

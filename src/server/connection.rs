@@ -1,4 +1,5 @@
-//! One client connection: HTTP/2 with gRPC, or HTTP/1 with the plain pages of `http`, on one port.
+//! One client connection: HTTP/2 with gRPC, or HTTP/1 with the plain pages of `http`, on one port;
+//! or one of an operator, who gets pages only.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::http as plain;
-use super::listen::{Accepted, Door};
+use super::http::{self as plain, Door, Pages};
+use super::listen::Connection;
 use crate::api::Api;
 use crate::api::grpc::Body;
 use crate::config::Config;
@@ -24,9 +25,10 @@ use crate::{limits, tasks};
 #[derive(Clone)]
 pub(super) struct Context {
     api: Api,
-    member: Arc<Member>,
-    metrics: Arc<Metrics>,
+    pages: Pages,
     builder: auto::Builder<TokioExecutor>,
+    /// For operators: HTTP/1 only.
+    plain_builder: auto::Builder<TokioExecutor>,
 }
 
 impl Context {
@@ -37,27 +39,25 @@ impl Context {
         seat: &ShardSeat,
     ) -> Context {
         let shard = Arc::clone(&seat.shard);
-        let api = Api::new(Arc::clone(member), shard, Arc::clone(metrics));
-        Context {
-            api,
-            member: Arc::clone(member),
-            metrics: Arc::clone(metrics),
-            builder: builder(config),
-        }
+        let (member, metrics) = (Arc::clone(member), Arc::clone(metrics));
+        let api = Api::new(Arc::clone(&member), Arc::clone(&shard), Arc::clone(&metrics));
+        let origins = config.cors.as_deref().map(Arc::from);
+        let pages = Pages { member, metrics, shard, origins };
+        let builder = builder(config);
+        let plain_builder = builder.clone().http1_only();
+        Context { api, pages, builder, plain_builder }
     }
 
     async fn answer(
         self,
-        request: Request<Incoming>,
         door: Door,
+        request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         // As in etcd: gRPC is whatever comes over HTTP/2; but plain pages are there for all.
-        let is_page = request.version() != Version::HTTP_2 || plain::serves(request.uri().path());
-        if door == Door::Clients && !is_page {
+        if request.version() == Version::HTTP_2 && !plain::serves(request.uri().path()) {
             Ok(self.api.call(request).await)
         } else {
-            let shard = self.api.shard();
-            Ok(plain::answer(&self.member, &self.metrics, shard, &request, door).await)
+            Ok(self.pages.answer(door, &request).await)
         }
     }
 }
@@ -88,16 +88,16 @@ fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
 /// Serves what the dealer hands to this thread until the member stops.
 pub(super) async fn serve_all(
     context: Context,
-    mut connections: mpsc::UnboundedReceiver<Accepted>,
+    mut connections: mpsc::UnboundedReceiver<Connection>,
     stopped: watch::Receiver<bool>,
 ) {
     let mut stop = stopped.clone();
     loop {
-        let accepted = tokio::select! {
-            accepted = connections.recv() => accepted,
+        let connection = tokio::select! {
+            connection = connections.recv() => connection,
             () = until_stopped(&mut stop) => None,
         };
-        let Some((stream, door)) = accepted else { break };
+        let Some(Connection { stream, door }) = connection else { break };
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
         tasks::spawn("connection", serve(context.clone(), stream, door, stopped.clone()));
     }
@@ -139,8 +139,11 @@ async fn serve(
     if !matches!(speaks.await, Ok(true)) {
         return;
     }
-    let builder = context.builder.clone();
-    let service = service_fn(move |request| context.clone().answer(request, door));
+    let builder = match door {
+        Door::Clients => context.builder.clone(),
+        Door::Operators => context.plain_builder.clone(),
+    };
+    let service = service_fn(move |request| context.clone().answer(door, request));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

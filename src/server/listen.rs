@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::ServerError;
+use super::http::Door;
 use crate::config::{Config, Url};
 use crate::pb::quorate::peer::peer_server::PeerServer;
 use crate::raft::PeerService;
@@ -22,29 +23,24 @@ use crate::{limits, tasks};
 /// The bound ports.
 pub(super) struct Listeners {
     pub(super) clients: Vec<StdListener>,
-    pub(super) metrics: Vec<StdListener>,
     pub(super) peers: Vec<StdListener>,
+    /// Of `--listen-metrics-urls`.
+    pub(super) operators: Vec<StdListener>,
 }
 
-/// What a connection from outside may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Door {
-    /// Everything.
-    Clients,
-    /// Metrics and probes.
-    Metrics,
+/// A connection that was accepted.
+pub(super) struct Connection {
+    pub(super) stream: std::net::TcpStream,
+    pub(super) door: Door,
 }
-
-/// A connection on its way to its serving thread.
-pub(super) type Accepted = (std::net::TcpStream, Door);
 
 impl Listeners {
-    /// Binds all URLs, or names the one that cannot be bound.
+    /// Binds all URLs to listen on, or names the one that cannot be bound.
     pub(super) fn bind(config: &Config) -> Result<Listeners, ServerError> {
         Ok(Listeners {
             clients: bind_all(&config.listen_client_urls)?,
-            metrics: bind_all(&config.listen_metrics_urls)?,
             peers: bind_all(&config.listen_peer_urls)?,
+            operators: bind_all(&config.listen_metrics_urls)?,
         })
     }
 }
@@ -87,7 +83,7 @@ fn set_up(stream: &TcpStream) -> io::Result<()> {
 /// Clients may not have the last file descriptors: the storage and the log need some to go on, and
 /// would end the member without.
 pub(super) struct Dealer {
-    threads: Vec<mpsc::UnboundedSender<Accepted>>,
+    threads: Vec<mpsc::UnboundedSender<Connection>>,
     /// Connections with this file descriptor or a higher one are closed. The lowest that is free is
     /// always taken, so that this bounds how many are open.
     descriptor_max: u64,
@@ -103,21 +99,17 @@ impl Dealer {
     }
 
     /// Adds a thread; it receives its connections here.
-    pub(super) fn add(&mut self) -> mpsc::UnboundedReceiver<Accepted> {
+    pub(super) fn add(&mut self) -> mpsc::UnboundedReceiver<Connection> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.threads.push(sender);
         receiver
     }
 
-    /// Accepts at both doors for ever.
-    pub(super) async fn accept(self, clients: Vec<StdListener>, metrics: Vec<StdListener>) {
-        let dealer = Arc::new(self);
-        let clients = clients.into_iter().map(|listener| (listener, Door::Clients));
-        let metrics = metrics.into_iter().map(|listener| (listener, Door::Metrics));
-        for (listener, door) in clients.chain(metrics) {
-            tasks::spawn("accept", Arc::clone(&dealer).accept_on(listener, door));
+    /// Begins to accept on all `listeners`.
+    pub(super) fn accept(self: &Arc<Self>, listeners: Vec<StdListener>, door: Door) {
+        for listener in listeners {
+            tasks::spawn("accept", Arc::clone(self).accept_on(listener, door));
         }
-        std::future::pending().await
     }
 
     async fn accept_on(self: Arc<Self>, listener: StdListener, door: Door) {
@@ -154,7 +146,7 @@ impl Dealer {
         }
         if let Ok(stream) = stream.into_std() {
             // A serving thread ends only with the process.
-            drop(self.threads[turn % self.threads.len()].send((stream, door)));
+            drop(self.threads[turn % self.threads.len()].send(Connection { stream, door }));
         }
     }
 }

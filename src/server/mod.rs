@@ -34,6 +34,7 @@ mod listen;
 mod open;
 mod probes;
 
+use http::Door;
 pub use open::OpenError;
 
 /// A member that has bound its ports and locked its data directory, about to run.
@@ -145,11 +146,17 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let (ready, published) = oneshot::channel();
         let serving = ServingThreads { config: &config, member: &member, metrics: &metrics };
-        let threads = serving.start(seats, &stopped, ready)?;
+        let threads = Arc::new(serving.start(seats, &stopped, ready)?);
+        // Who asks how the member is may do so while it waits for the others.
+        if !listeners.operators.is_empty() {
+            tracing::info!("serving metrics");
+            threads.accept(listeners.operators, Door::Operators);
+        }
         let accepting = async {
             if published.await.is_ok() {
                 tracing::info!("ready to serve client requests");
-                threads.accept(listeners.clients, listeners.metrics).await;
+                threads.accept(listeners.clients, Door::Clients);
+                std::future::pending().await
             }
         };
         let code = tokio::select! {

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::http::{TEXT, with};
+use super::http::{TEXT, forbid_sniffing, with};
 use crate::api::grpc::Body;
 use crate::member::{Member, Shard};
 
@@ -102,8 +102,7 @@ pub(super) async fn answer(
     } else {
         with(StatusCode::OK, TEXT, "ok\n")
     };
-    let sniffing = HeaderValue::from_static("nosniff");
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, sniffing);
+    forbid_sniffing(&mut response);
     response
 }
 

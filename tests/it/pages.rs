@@ -7,7 +7,7 @@ use quorate::pb::etcdserverpb::{
     DeleteRangeRequest, MemberListRequest, RequestOp, TxnRequest, request_op::Request,
 };
 
-use crate::support::client::{channel, get, http_get, kv, put};
+use crate::support::client::{channel, get, http_get, http_request, kv, put};
 use crate::support::server::{Place, Server, program_under_test};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -74,21 +74,104 @@ async fn a_member_that_never_started_has_its_name() {
     assert_eq!(names, ["a", "b", "never"]);
 }
 
-/// kubeadm has members asked there, and took one without the port for dead.
+/// What the line `name` of an answer's head says, or nothing.
+fn field<'a>(head: &'a str, name: &str) -> &'a str {
+    let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+    lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
+}
+
+/// `/health` was JSON by its type, `/version` took every method, and OPTIONS was refused: curl -i of
+/// the pages of etcd 3.7.1 says otherwise.
 #[tokio::test]
-async fn metrics_have_a_port_of_their_own() {
-    let (program, place) = (program_under_test(), Place::free("alone"));
-    let metrics = Place::free("metrics").client_url;
-    let flag = format!("--listen-metrics-urls={metrics}");
-    let all = std::slice::from_ref(&place);
-    let mut server = Server::spawn(&program, &place, all, &[&flag]);
-    server.wait_until_ready();
-    for at in [metrics.as_str(), server.endpoint()] {
-        assert_eq!(http_get(at, "/livez").await, "ok\n", "{at}");
-        assert_eq!(http_get(at, "/health").await, "{\"health\":\"true\",\"reason\":\"\"}", "{at}");
-        assert_eq!(metric(at, "etcd_server_has_leader").await, 1.0, "{at}");
+async fn pages_take_the_methods_of_etcd() {
+    let server = Server::start_alone(&program_under_test());
+    let (text, json) = ("text/plain; charset=utf-8", "application/json");
+    let refused = ("405", text, "GET", "nosniff");
+    let cases = [
+        ("GET", "/health", ("200", text, "", "")),
+        ("HEAD", "/health", refused),
+        ("POST", "/health", refused),
+        ("OPTIONS", "/health", ("200", "", "", "")),
+        ("GET", "/version", ("200", json, "", "")),
+        ("HEAD", "/version", refused),
+        ("POST", "/version", refused),
+        ("PUT", "/version", refused),
+        ("DELETE", "/version", refused),
+        ("OPTIONS", "/version", ("200", "", "", "")),
+        ("POST", "/readyz", refused),
+        ("GET", "/livez", ("200", text, "", "nosniff")),
+        ("POST", "/metrics", ("200", "text/plain; version=0.0.4; charset=utf-8", "", "")),
+        ("GET", "/nope", ("404", text, "", "nosniff")),
+        ("OPTIONS", "/nope", ("200", "", "", "")),
+    ];
+    for (method, path, expected) in cases {
+        let (head, body) = http_request(server.endpoint(), method, path, "").await;
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        let [kind, allow, sniff] =
+            ["content-type", "allow", "x-content-type-options"].map(|name| field(&head, name));
+        assert_eq!((status, kind, allow, sniff), expected, "{method} {path}: {head}");
+        assert_eq!(field(&head, "access-control-allow-origin"), "*", "{method} {path}");
+        assert_eq!(body.is_empty(), matches!(method, "HEAD" | "OPTIONS"), "{method} {path}");
     }
-    assert_eq!(http_get(&metrics, "/version").await, "404 page not found\n");
-    let refused = kv(channel(&metrics, DEADLINE)).range(get("a")).await;
-    assert!(refused.is_err(), "keys are not served there");
+}
+
+/// `--cors` had no effect, so that browsers from anywhere would have been let in.
+#[tokio::test]
+async fn browsers_come_from_where_they_may() {
+    let (program, place) = (program_under_test(), Place::free("alone"));
+    let extra = ["--cors=http://a.example:80,http://b.example:8080"];
+    let mut server = Server::spawn(&program, &place, std::slice::from_ref(&place), &extra);
+    server.wait_until_ready();
+    for (origin, allowed) in [("http://b.example:8080", true), ("http://c.example:8080", false)] {
+        let more = format!("origin: {origin}\r\n");
+        let (head, _) = http_request(server.endpoint(), "GET", "/version", &more).await;
+        let expected = if allowed { origin } else { "" };
+        assert_eq!(field(&head, "access-control-allow-origin"), expected);
+    }
+}
+
+/// kubeadm probes a member at `--listen-metrics-urls`; the flag had no effect.
+#[tokio::test]
+async fn pages_for_operators_have_their_own_port() {
+    let (program, place) = (program_under_test(), Place::free("alone"));
+    let at = Place::free("metrics").client_url;
+    let extra = [format!("--listen-metrics-urls={at}")];
+    let mut server =
+        Server::spawn(&program, &place, std::slice::from_ref(&place), &[extra[0].as_str()]);
+    server.wait_until_ready();
+    for endpoint in [&*at, server.endpoint()] {
+        let health = http_get(endpoint, "/health").await;
+        assert_eq!(health, r#"{"health":"true","reason":""}"#);
+        assert_eq!(http_get(endpoint, "/livez").await, "ok\n");
+        assert_eq!(http_get(endpoint, "/readyz").await, "ok\n");
+        assert_eq!(metric(endpoint, "etcd_server_has_leader").await, 1.0);
+    }
+    assert_eq!(http_get(&at, "/version").await, "404 page not found\n");
+    let (head, _) = http_request(&at, "OPTIONS", "/health", "").await;
+    assert!(head.starts_with("HTTP/1.1 405"), "{head}");
+    let mut kv = kv(channel(&at, DEADLINE));
+    kv.put(put("a", "1")).await.expect_err("no gRPC there");
+}
+
+/// Who asks how a member is wants to know it above all while it waits for the others.
+#[tokio::test]
+async fn operators_need_not_wait_for_a_quorum() {
+    let (program, places) = (program_under_test(), ["a", "b", "never"].map(Place::free));
+    let at = Place::free("metrics").client_url;
+    let flag = format!("--listen-metrics-urls={at}");
+    let mut members =
+        [0, 1].map(|member| Server::spawn(&program, &places[member], &places, &[&*flag][member..]));
+    members.iter_mut().for_each(Server::wait_until_ready);
+    for member in &mut members {
+        member.kill().await;
+    }
+    let [member, _] = &mut members;
+    member.restart();
+    member.until_line("serving metrics", DEADLINE).await;
+    assert_eq!(http_get(&at, "/livez").await, "ok\n");
+    assert_eq!(metric(&at, "etcd_server_is_leader").await, 0.0);
+    let (head, body) = http_request(&at, "GET", "/health", "").await;
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    assert!(body.starts_with(r#"{"health":"false","reason":""#), "{body}");
+    assert_eq!(member.line("ready to serve client requests"), None);
 }

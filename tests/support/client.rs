@@ -109,12 +109,23 @@ pub(crate) fn watch(channel: Channel) -> WatchClient<Channel> {
 
 /// What the member at `endpoint` answers to an HTTP GET of `path`.
 pub(crate) async fn http_get(endpoint: &str, path: &str) -> String {
+    http_request(endpoint, "GET", path, "").await.1
+}
+
+/// Head and body of the answer to an HTTP/1 request with the header lines `more`, each with its end.
+pub(crate) async fn http_request(
+    endpoint: &str,
+    method: &str,
+    path: &str,
+    more: &str,
+) -> (String, String) {
     let address = endpoint.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).await.expect("a member listens");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\n{more}connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("a request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");
-    let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    body.to_owned()
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    (head.to_owned(), body.to_owned())
 }
