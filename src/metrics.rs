@@ -70,10 +70,23 @@ const CODES_BY_NUMBER: [&str; CODES] = [
 
 const CODES: usize = 17;
 
+/// A method's place among the counters: it is looked for once a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MethodNumber(usize);
+
+/// What is counted of the calls of one method.
+#[derive(Default)]
+struct Calls {
+    started: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    handled: [AtomicU64; CODES],
+}
+
 /// Counters and histograms of one process.
 pub struct Metrics {
     registry: Registry,
-    handled: [[AtomicU64; CODES]; METHODS.len()],
+    calls: [Calls; METHODS.len()],
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
     /// `etcd_server_health_success` and `etcd_server_health_failures`.
@@ -123,6 +136,14 @@ pub struct Gauges {
     pub deletes: u64,
     /// Transactions of more than one operation.
     pub txns: u64,
+    /// Bytes of the pairs that were put, as they are encoded.
+    pub put_bytes: u64,
+    /// Records that compactions deleted.
+    pub compacted: u64,
+    /// Proposals without an answer.
+    pub proposals_failed: u64,
+    /// Read barriers without an index.
+    pub read_indexes_failed: u64,
     /// Leases granted.
     pub leases_granted: u64,
     /// Leases revoked or expired.
@@ -167,7 +188,7 @@ impl Metrics {
         );
         Metrics {
             registry,
-            handled: Default::default(),
+            calls: Default::default(),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             health_checks: Default::default(),
@@ -178,27 +199,39 @@ impl Metrics {
         }
     }
 
-    /// A message came in.
-    pub fn received(&self, bytes: usize) {
-        self.received_bytes.fetch_add(bytes as u64, Relaxed);
-    }
-
-    /// Bytes of a stream went out.
-    pub fn sent(&self, bytes: usize) {
-        self.sent_bytes.fetch_add(bytes as u64, Relaxed);
-    }
-
-    /// A call was answered with `bytes`.
-    ///
-    /// `code` is the number of the gRPC code.
-    pub fn handled(&self, path: &str, code: usize, bytes: usize) {
+    /// The place of the method at `path`; those that are not served share one.
+    pub fn method(path: &str) -> MethodNumber {
         let known = METHODS.iter().position(|(service, method)| {
             let path = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
             path.and_then(|path| path.strip_prefix('/')) == Some(method)
         });
-        let method = known.unwrap_or(METHODS.len() - 1);
-        self.handled[method][code % CODES].fetch_add(1, Relaxed);
+        MethodNumber(known.unwrap_or(METHODS.len() - 1))
+    }
+
+    /// A call began.
+    pub fn started(&self, method: MethodNumber) {
+        self.calls[method.0].started.fetch_add(1, Relaxed);
+    }
+
+    /// A message came in.
+    pub fn received(&self, method: MethodNumber, bytes: usize) {
+        self.calls[method.0].received.fetch_add(1, Relaxed);
+        self.received_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// A message goes out, as soon as the client takes it.
+    pub fn message_sent(&self, method: MethodNumber) {
+        self.calls[method.0].sent.fetch_add(1, Relaxed);
+    }
+
+    /// Bytes of messages went out.
+    pub fn bytes_sent(&self, bytes: usize) {
         self.sent_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// A call ended; `code` is the number of the gRPC code.
+    pub fn handled(&self, method: MethodNumber, code: usize) {
+        self.calls[method.0].handled[code % CODES].fetch_add(1, Relaxed);
     }
 
     /// The log was synced.
@@ -226,39 +259,57 @@ impl Metrics {
             ("etcd_server_health_success", &self.health_checks[0]),
             ("etcd_server_health_failures", &self.health_checks[1]),
             ("etcd_server_leader_changes_seen_total", &self.leader_changes),
-            ("etcd_disk_wal_write_bytes_total", &self.wal_bytes),
         ];
         for (name, counter) in counters {
             single(&mut text, name, "counter", counter.load(Relaxed));
         }
+        // As in etcd: a gauge by its type.
+        let wal_bytes = self.wal_bytes.load(Relaxed);
+        single(&mut text, "etcd_disk_wal_write_bytes_total", "gauge", wal_bytes);
         text
     }
 
     fn render_calls(&self, text: &mut String) {
+        type Counter = fn(&Calls) -> &AtomicU64;
+        let counters: [(&str, Counter); 3] = [
+            ("grpc_server_started_total", |calls| &calls.started),
+            ("grpc_server_msg_received_total", |calls| &calls.received),
+            ("grpc_server_msg_sent_total", |calls| &calls.sent),
+        ];
+        for (name, counter) in counters {
+            push(text, format_args!("# TYPE {name} counter\n"));
+            for (method, calls) in METHODS.iter().zip(&self.calls) {
+                let (labels, count) = (labels(method), counter(calls).load(Relaxed));
+                push(text, format_args!("{name}{{{labels}}} {count}\n"));
+            }
+        }
         push(text, format_args!("# TYPE grpc_server_handled_total counter\n"));
-        for ((service, method), codes) in METHODS.iter().zip(&self.handled) {
-            for (code, count) in codes.iter().enumerate() {
+        for (method, calls) in METHODS.iter().zip(&self.calls) {
+            for (code, count) in CODES_BY_NUMBER.iter().zip(&calls.handled) {
                 let count = count.load(Relaxed);
                 if count > 0 {
-                    let kind = match *method {
-                        "Watch" if *service == "grpc.health.v1.Health" => "server_stream",
-                        "Watch" | "LeaseKeepAlive" => "bidi_stream",
-                        "Observe" | "RangeStream" => "server_stream",
-                        _ => "unary",
-                    };
-                    let code = CODES_BY_NUMBER[code];
+                    let labels = labels(method);
                     push(
                         text,
                         format_args!(
-                            "grpc_server_handled_total{{grpc_code=\"{code}\",\
-                             grpc_method=\"{method}\",grpc_service=\"{service}\",\
-                             grpc_type=\"{kind}\"}} {count}\n"
+                            "grpc_server_handled_total{{grpc_code=\"{code}\",{labels}}} {count}\n"
                         ),
                     );
                 }
             }
         }
     }
+}
+
+/// The labels of a method's counters.
+fn labels((service, method): &(&str, &str)) -> String {
+    let kind = match *method {
+        "Watch" if *service == "grpc.health.v1.Health" => "server_stream",
+        "Watch" | "LeaseKeepAlive" => "bidi_stream",
+        "Observe" | "RangeStream" => "server_stream",
+        _ => "unary",
+    };
+    format!("grpc_method=\"{method}\",grpc_service=\"{service}\",grpc_type=\"{kind}\"")
 }
 
 fn render_gauges(text: &mut String, gauges: &Gauges) {
@@ -279,6 +330,7 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
         ("etcd_debugging_mvcc_watcher_total", gauges.watchers),
         ("etcd_debugging_mvcc_slow_watcher_total", gauges.slow_watchers),
         ("etcd_debugging_mvcc_pending_events_total", gauges.pending_events),
+        ("etcd_debugging_mvcc_total_put_size_in_bytes", gauges.put_bytes),
     ];
     for (name, value) in plain {
         single(text, name, "gauge", value);
@@ -288,6 +340,9 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
         ("etcd_mvcc_put_total", gauges.puts),
         ("etcd_mvcc_delete_total", gauges.deletes),
         ("etcd_mvcc_txn_total", gauges.txns),
+        ("etcd_debugging_mvcc_db_compaction_keys_total", gauges.compacted),
+        ("etcd_server_proposals_failed_total", gauges.proposals_failed),
+        ("etcd_server_read_indexes_failed_total", gauges.read_indexes_failed),
         ("etcd_debugging_lease_granted_total", gauges.leases_granted),
         ("etcd_debugging_lease_revoked_total", gauges.leases_revoked),
         ("etcd_debugging_lease_renewed_total", gauges.leases_renewed),

@@ -10,6 +10,7 @@ use super::status::{Code, Status};
 use super::{Api, encode, grpc};
 use crate::limits;
 use crate::member::{Error, Member};
+use crate::metrics::Metrics;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
@@ -144,7 +145,7 @@ impl Api {
             };
             let code = sent.as_ref().map_or_else(|status| status.code, |()| Code::Ok);
             api.member.counts().range_read();
-            api.metrics.handled(RANGE_STREAM, code as usize, 0);
+            api.metrics.handled(Metrics::method(RANGE_STREAM), code as usize);
             if let Err(status) = sent {
                 // A client that went away needs no status.
                 drop(parts.send(Err(status)).await);
@@ -167,6 +168,7 @@ impl Api {
             return self.send_sorted(&request, &header, parts).await;
         }
         let limit = (request.limit > 0).then_some(request.limit);
+        let method = Metrics::method(RANGE_STREAM);
         let (mut keys, mut sent, mut total) = (limits::STREAM_FIRST_PART_KEYS, 0, None);
         loop {
             let left = limit.map(|limit| limit - sent);
@@ -178,6 +180,8 @@ impl Api {
             answer.count = *total.get_or_insert(answer.count);
             let last = request.count_only || !answer.more || limit == Some(sent);
             let part = encode::range_part(last.then_some(&header), &answer);
+            self.metrics.message_sent(method);
+            self.metrics.bytes_sent(part.len());
             if parts.send(Ok(part)).await.is_err() || last {
                 return Ok(());
             }
@@ -194,6 +198,7 @@ impl Api {
         header: &ResponseHeader,
         parts: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
+        let method = Metrics::method(RANGE_STREAM);
         let bytes_max = self.answer_bytes_max();
         let (mut answer, _) = self.read(request, Room::Whole(bytes_max)).await?;
         grpc::check_streamed_size(answer.kvs.len() + answer.left_out, bytes_max)?;
@@ -202,6 +207,8 @@ impl Api {
             answer.kvs = encode::split_pairs(&mut rest, self.part_bytes_max());
             let last = rest.is_empty();
             let part = encode::range_part(last.then_some(header), &answer);
+            self.metrics.message_sent(method);
+            self.metrics.bytes_sent(part.len());
             if parts.send(Ok(part)).await.is_err() || last {
                 return Ok(());
             }

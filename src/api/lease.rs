@@ -165,7 +165,7 @@ impl KeepAliveStream {
         let ended = loop {
             match next {
                 Some(Some(Ok(message))) => {
-                    self.api.metrics.received(message.len());
+                    self.api.metrics.received(self.answers.method(), message.len());
                     match grpc::decode_in_stream(message) {
                         Ok(LeaseKeepAliveRequest { id }) => ids.push(id),
                         Err(status) => break Err(status),

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::clock;
 use crate::limits;
 use crate::member::{Error, Member, Shard};
-use crate::metrics::Metrics;
+use crate::metrics::{MethodNumber, Metrics};
 
 mod auth;
 mod deadline;
@@ -67,17 +67,21 @@ impl Api {
             Err(refusal) => return refusal.answer(),
         };
         let path = head.uri.path();
-        let handled = pin!(self.handle(&call, path, body));
+        let method = Metrics::method(path);
+        self.metrics.started(method);
+        let handled = pin!(self.handle(&call, method, path, body));
         let handled = self.deadlines.keep(call.deadline, handled).await;
         match handled.unwrap_or_else(|passed| Err(passed.into())) {
             Ok(Answer::Unary(message)) => {
-                self.metrics.handled(path, Code::Ok as usize, message.len());
+                self.metrics.handled(method, Code::Ok as usize);
+                self.metrics.message_sent(method);
+                self.metrics.bytes_sent(message.len());
                 call.answer(message)
             }
             Ok(Answer::Stream(messages)) => call.answer_stream(messages),
             Ok(Answer::Open(queue)) => call.answer_open(queue),
             Err(status) => {
-                self.metrics.handled(path, status.code as usize, 0);
+                self.metrics.handled(method, status.code as usize);
                 call.refuse(&status)
             }
         }
@@ -95,8 +99,8 @@ impl Api {
             answer_bytes_max: self.answer_bytes_max(),
             answers_bytes_max: limits::STREAM_ANSWERS_BYTES_MAX,
         };
-        let metrics = Arc::clone(&self.metrics);
-        let opened = call.open(body, bounds, Meter { metrics, path })?;
+        let meter = Meter { metrics: Arc::clone(&self.metrics), method: Metrics::method(path) };
+        let opened = call.open(body, bounds, meter)?;
         call.check_version()?;
         if call.needs_leader && !self.member.node().has_leader() {
             return Err(Error::NoLeader.into());
@@ -123,6 +127,7 @@ impl Api {
     async fn handle<B: RequestBody>(
         &self,
         call: &Call,
+        counted: MethodNumber,
         path: &str,
         body: B,
     ) -> Result<Answer, Status> {
@@ -142,7 +147,7 @@ impl Api {
         } else {
             received?.message
         };
-        self.metrics.received(message.len());
+        self.metrics.received(counted, message.len());
         call.check_version()?;
         if call.needs_leader && !self.member.node().has_leader() {
             return Err(Error::NoLeader.into());

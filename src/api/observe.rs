@@ -14,6 +14,7 @@ use super::grpc::{self, Call};
 use super::line::Line;
 use super::status::{Code, Status};
 use crate::limits;
+use crate::metrics::{MethodNumber, Metrics};
 use crate::pb::mvccpb::KeyValue;
 use crate::pb::v3electionpb::{LeaderRequest, LeaderResponse};
 use crate::state::{Event, EventKind};
@@ -35,7 +36,8 @@ impl Api {
         let LeaderRequest { name } = grpc::decode(message)?;
         let (parts, receiver) = mpsc::channel(limits::STREAM_PARTS_MAX);
         let (api, line) = (self.clone(), Line::new(&name));
-        let observer = Observer { api, line, parts: parts.clone(), told: Default::default() };
+        let (method, told) = (Metrics::method(PATH), Default::default());
+        let observer = Observer { api, method, line, parts: parts.clone(), told };
         tasks::spawn("observe", observer.run(parts, self.cut(call)));
         Ok(receiver)
     }
@@ -44,6 +46,7 @@ impl Api {
 /// One client's view of an election.
 struct Observer {
     api: Api,
+    method: MethodNumber,
     line: Line,
     parts: Parts,
     /// The key and mod revision of what was sent last.
@@ -82,12 +85,12 @@ impl Observer {
             End::Gone => Status::new(Code::Cancelled, "context canceled"),
             End::Blind => {
                 // The end of the parts is a good end.
-                metrics.handled(PATH, Code::Ok as usize, 0);
+                metrics.handled(self.method, Code::Ok as usize);
                 return;
             }
             End::Cut(status) => status,
         };
-        metrics.handled(PATH, status.code as usize, 0);
+        metrics.handled(self.method, status.code as usize);
         // A client that went away needs no status.
         parts.send(Err(status)).await.ok();
     }
@@ -152,7 +155,8 @@ impl Observer {
         self.told = now;
         let header = Some(self.api.member.header(revision));
         let message = grpc::encode(&LeaderResponse { header, kv: Some(leader) });
-        self.api.metrics.sent(message.len());
+        self.api.metrics.message_sent(self.method);
+        self.api.metrics.bytes_sent(message.len());
         self.parts.send(Ok(message)).await.map_err(|_| Gone)
     }
 }

@@ -126,7 +126,7 @@ impl Client {
 
     /// Carries out one request.
     fn take(&mut self, message: Bytes) -> Result<(), Status> {
-        self.api.metrics.received(message.len());
+        self.api.metrics.received(self.answers.method(), message.len());
         let request: WatchRequest = grpc::decode_in_stream(message)?;
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request),

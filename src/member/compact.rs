@@ -7,11 +7,13 @@
 //! it must: what it deletes costs the disk and the processor that writes need.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::OperationCounts;
 use crate::clock;
 use crate::limits;
 use crate::raft::{Shared, Store};
@@ -23,13 +25,14 @@ use crate::tasks::{self, watch};
 pub(crate) struct Compactor {
     wake: UnboundedSender<()>,
     finished: watch::Sender<i64>,
+    counts: Arc<OperationCounts>,
 }
 
 impl Compactor {
     /// A compactor, and what [`Compactor::start`] needs.
-    pub(crate) fn new() -> (Arc<Compactor>, UnboundedReceiver<()>) {
+    pub(crate) fn new(counts: Arc<OperationCounts>) -> (Arc<Compactor>, UnboundedReceiver<()>) {
         let (wake, woken) = unbounded_channel();
-        (Arc::new(Compactor { wake, finished: watch::Sender::new(0) }), woken)
+        (Arc::new(Compactor { wake, finished: watch::Sender::new(0), counts }), woken)
     }
 
     /// There may be something to compact.
@@ -83,7 +86,10 @@ impl Compactor {
         loop {
             let (step, revision, left) = {
                 let mut state = shared.state.write();
+                let before = state.compact_left();
                 let step = self.step(&mut state)?;
+                let deleted = before.saturating_sub(state.compact_left());
+                self.counts.compacted.fetch_add(deleted, Relaxed);
                 let seen = (step, state.compact_revision(), state.compact_left());
                 RwLockWriteGuard::unlock_fair(state);
                 seen

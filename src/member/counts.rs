@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::state::{Response, TxnAnswer};
+use crate::state::{Event, EventKind, Response, TxnAnswer};
 
 /// Operations since the member started.
 #[derive(Debug, Default)]
@@ -18,6 +18,30 @@ pub struct OperationCounts {
     pub deletes: AtomicU64,
     /// Transactions of more than one operation.
     pub txns: AtomicU64,
+    /// Bytes of the pairs that were put, as they are encoded.
+    pub put_bytes: AtomicU64,
+    /// Records that compactions deleted.
+    pub compacted: AtomicU64,
+    /// Proposals of this member's clients that got no answer, or not before the client gave up.
+    pub proposals_failed: AtomicU64,
+    /// Reads of this member's clients that got no index to read at.
+    pub read_indexes_failed: AtomicU64,
+}
+
+/// A proposal that waits for its answer; dropped without one, it has failed.
+pub(super) struct Unanswered<'a>(pub(super) &'a OperationCounts);
+
+impl Unanswered<'_> {
+    /// There is an answer.
+    pub(super) fn answered(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.proposals_failed.fetch_add(1, Relaxed);
+    }
 }
 
 /// The operations of some answers.
@@ -56,6 +80,13 @@ impl OperationCounts {
             txns += u64::from(all.total() - before > 1);
         }
         self.count(&all, txns);
+    }
+
+    /// Counts what applied commands wrote.
+    pub(super) fn changed(&self, events: &[Event]) {
+        let puts = events.iter().filter(|event| event.kind == EventKind::Put);
+        let bytes: u64 = puts.map(|event| event.kv.len() as u64).sum();
+        self.put_bytes.fetch_add(bytes, Relaxed);
     }
 
     /// Counts a Range that was read here.

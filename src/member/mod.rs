@@ -8,6 +8,7 @@
 //! **Invariant:** no door touches raft or changes the state by itself.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -41,6 +42,7 @@ pub use lessor::{KeepAlive, LeaseCounts};
 pub use shard::{Reply, Shard};
 
 use compact::Compactor;
+use counts::Unanswered;
 use lessor::Lessor;
 use propose::{Proposer, ProposerOptions};
 use read::Reads;
@@ -110,10 +112,11 @@ impl Seed {
         };
         let proposer = Arc::new(Proposer::new(proposer_options, shards.clone()));
         let lessor = Lessor::new(options.member_id.0, options.request_timeout, shards.clone());
-        let (compactor, compactor_woken) = Compactor::new();
+        let counts: Arc<OperationCounts> = Arc::default();
+        let (compactor, compactor_woken) = Compactor::new(Arc::clone(&counts));
         Seed {
             options,
-            counts: Arc::default(),
+            counts,
             proposer,
             compactor,
             lessor,
@@ -215,6 +218,7 @@ impl Observer for MemberObserver {
     }
 
     fn changed(&self, events: Vec<Event>) {
+        self.counts.changed(&events);
         self.feed.publish(events, |hub, news| self.shards[hub].deliver(Delivery::Watch(news)));
     }
 
@@ -291,7 +295,10 @@ impl Member {
             let revision = self.state().revision() + 1;
             return Ok(Applied { outcome: Ok(put), revision, events: Vec::new() });
         }
-        receiver.await.unwrap_or(Err(Error::Stopped))
+        let unanswered = Unanswered(&self.counts);
+        let answer = receiver.await.unwrap_or(Err(Error::Stopped))?;
+        unanswered.answered();
+        Ok(answer)
     }
 
     /// Waits until a look at the state is linearizable.
@@ -302,10 +309,14 @@ impl Member {
         if self.node.reads_alone() || mutants::is_on("mutant_read_without_index") {
             return Ok(());
         }
-        match self.reads.join(shard.id).await {
+        let result = match self.reads.join(shard.id).await {
             Ok(result) => result.map_err(Error::from),
             Err(_) => Err(Error::Stopped),
+        };
+        if result.is_err() {
+            self.counts.read_indexes_failed.fetch_add(1, Relaxed);
         }
+        result
     }
 
     /// Keeps pairs that a read fetched from the disk in memory, within the budget.

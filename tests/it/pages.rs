@@ -175,3 +175,50 @@ async fn operators_need_not_wait_for_a_quorum() {
     assert!(body.starts_with(r#"{"health":"false","reason":""#), "{body}");
     assert_eq!(member.line("ready to serve client requests"), None);
 }
+
+/// Of what dashboards of etcd ask for is there what a member counts.
+#[tokio::test]
+async fn metrics_of_dashboards_are_there() {
+    let server = Server::start_alone(&program_under_test());
+    let at = server.endpoint();
+    let mut kv = kv(channel(at, DEADLINE));
+    kv.put(put("a", "1234")).await.unwrap();
+    kv.put(put("a", "5678")).await.unwrap();
+    let call = |name: &str| {
+        format!(
+            "{name}{{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}}"
+        )
+    };
+    for name in ["started", "msg_received", "msg_sent"] {
+        let name = call(&format!("grpc_server_{name}_total"));
+        assert_eq!(metric(at, &name).await, 2.0, "{name}");
+    }
+    for name in [
+        "etcd_server_proposals_failed_total",
+        "etcd_server_read_indexes_failed_total",
+        "etcd_debugging_mvcc_db_compaction_keys_total",
+    ] {
+        assert_eq!(metric(at, name).await, 0.0, "{name}");
+    }
+    assert!(metric(at, "etcd_debugging_mvcc_total_put_size_in_bytes").await >= 10.0);
+    let text = http_get(at, "/metrics").await;
+    assert!(text.contains("# TYPE etcd_disk_wal_write_bytes_total gauge\n"));
+}
+
+/// As in etcd: a write that nobody could commit has failed, also if its client gave up first.
+#[tokio::test]
+async fn writes_without_a_quorum_are_counted_as_failed() {
+    let (program, places) = (program_under_test(), ["a", "b", "never"].map(Place::free));
+    let mut members = [0, 1].map(|at| Server::spawn(&program, &places[at], &places, &[]));
+    members.iter_mut().for_each(Server::wait_until_ready);
+    let [member, other] = &mut members;
+    other.kill().await;
+    let mut kv = kv(channel(member.endpoint(), Duration::from_millis(500)));
+    kv.put(put("a", "1")).await.expect_err("nobody commits it");
+    let counted = async {
+        while metric(member.endpoint(), "etcd_server_proposals_failed_total").await < 1.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, counted).await.expect("it is counted");
+}

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::super::status::{Code, Status};
 use super::message::{self, PREFIX_BYTES};
 use super::{Bounds, gzip, ok_trailers, status_headers};
-use crate::metrics::Metrics;
+use crate::metrics::{MethodNumber, Metrics};
 
 /// A buffer of small messages from this size on is a chunk of its own.
 const CHUNK_BYTES: usize = 32 * 1024;
@@ -30,6 +30,7 @@ const COPIED_BYTES_MAX: usize = 8 * 1024;
 #[derive(Debug)]
 pub(crate) struct Answers {
     outbox: Arc<Mutex<Outbox>>,
+    method: MethodNumber,
 }
 
 /// The connection's side.
@@ -41,13 +42,12 @@ pub struct AnswerQueue {
 /// What is counted when it goes out.
 pub(crate) struct Meter {
     pub(crate) metrics: Arc<Metrics>,
-    /// The path of the method.
-    pub(crate) path: &'static str,
+    pub(crate) method: MethodNumber,
 }
 
 impl std::fmt::Debug for Meter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Meter").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Meter").field("method", &self.method).finish_non_exhaustive()
     }
 }
 
@@ -76,6 +76,7 @@ pub(crate) struct Gone;
 
 /// Both sides of a stream of answers within `bounds`.
 pub(super) fn answers(bounds: Bounds, is_gzip: bool, meter: Meter) -> (Answers, AnswerQueue) {
+    let method = meter.method;
     let outbox = Arc::new(Mutex::new(Outbox {
         chunks: VecDeque::new(),
         tail: BytesMut::new(),
@@ -89,10 +90,15 @@ pub(super) fn answers(bounds: Bounds, is_gzip: bool, meter: Meter) -> (Answers, 
         writer: None,
         meter,
     }));
-    (Answers { outbox: Arc::clone(&outbox) }, AnswerQueue { outbox })
+    (Answers { outbox: Arc::clone(&outbox), method }, AnswerQueue { outbox })
 }
 
 impl Answers {
+    /// Under which number the stream is counted.
+    pub(crate) fn method(&self) -> MethodNumber {
+        self.method
+    }
+
     /// Sends a message that carries its prefix already, as [`super::encode`] gives it.
     ///
     /// Always takes it: it is for the caller to ask for [`Answers::room`] before.
@@ -231,14 +237,17 @@ impl Outbox {
             self.chunks.clear();
             self.tail.clear();
             self.bytes = 0;
-        } else if let Some(reader) = self.reader.take() {
+            return;
+        }
+        self.meter.metrics.message_sent(self.meter.method);
+        if let Some(reader) = self.reader.take() {
             reader.wake();
         }
     }
 
     fn end(&mut self, status: Status) {
         if !self.is_closed {
-            self.meter.metrics.handled(self.meter.path, status.code as usize, 0);
+            self.meter.metrics.handled(self.meter.method, status.code as usize);
         }
         self.status = Some(status);
         if let Some(reader) = self.reader.take() {
@@ -252,7 +261,7 @@ impl Outbox {
         }
         let chunk = self.chunks.pop_front()?;
         self.bytes -= chunk.len();
-        self.meter.metrics.sent(chunk.len());
+        self.meter.metrics.bytes_sent(chunk.len());
         // Not at once, so that the writer has something to do when it wakes.
         if self.bytes <= self.bytes_max / 2
             && let Some(writer) = self.writer.take()
@@ -288,7 +297,7 @@ impl Drop for AnswerQueue {
         let mut outbox = self.outbox.lock();
         if !outbox.is_closed && outbox.status.is_none() {
             let meter = &outbox.meter;
-            meter.metrics.handled(meter.path, Code::Cancelled as usize, 0);
+            meter.metrics.handled(meter.method, Code::Cancelled as usize);
         }
         outbox.is_closed = true;
         outbox.chunks = VecDeque::new();
@@ -306,7 +315,7 @@ mod tests {
     use super::*;
 
     fn pair(bytes_max: usize) -> (Answers, AnswerQueue) {
-        let meter = Meter { metrics: Arc::new(Metrics::new()), path: "/a/b" };
+        let meter = Meter { metrics: Arc::new(Metrics::new()), method: Metrics::method("/a/b") };
         let bounds = Bounds {
             request_bytes_max: 0,
             answer_bytes_max: 2 * COPIED_BYTES_MAX,
