@@ -107,6 +107,9 @@ pub const PEER_MESSAGE_BYTES_MAX: usize = 1 << 30;
 /// A member that does not accept a connection within this is unreachable.
 pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A connection for votes that has not answered yet is tried again for so long.
+pub const PEER_VOTE_LINE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long another member may take to tell a member without data whether it is new.
 pub const STANDING_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -264,7 +264,8 @@ pub(super) fn delete(key: Bytes) -> Request {
 /// As in etcd: these services are clients of their own member, and the code of an error whose text
 /// etcd's client knows is lost on the way.
 pub(super) fn from_inside(error: Error) -> Status {
-    let is_unknown_text = matches!(error, Error::TimeoutApplied | Error::Storage(_));
+    let is_unknown_text =
+        matches!(error, Error::TimeoutApplied | Error::TimeoutNoLeader | Error::Storage(_));
     let status = Status::from(error);
     if is_unknown_text { status } else { Status { code: Code::Unknown, ..status } }
 }

@@ -9,6 +9,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -69,9 +70,14 @@ impl Api {
         let path = head.uri.path();
         let method = Metrics::method(path);
         self.metrics.started(method);
+        let begun = clock::now();
         let handled = pin!(self.handle(&call, method, path, body));
         let handled = self.deadlines.keep(call.deadline, handled).await;
-        match handled.unwrap_or_else(|passed| Err(passed.into())) {
+        let handled = handled.unwrap_or_else(|passed| Err(passed.into()));
+        if let Ok(Answer::Unary(_)) | Err(_) = &handled {
+            self.warn_if_slow(path, begun);
+        }
+        match handled {
             Ok(Answer::Unary(message)) => {
                 self.metrics.handled(method, Code::Ok as usize);
                 self.metrics.message_sent(method);
@@ -84,6 +90,14 @@ impl Api {
                 self.metrics.handled(method, status.code as usize);
                 call.refuse(&status)
             }
+        }
+    }
+
+    /// Logs a call at `path` that took long, in etcd's words, which operators look for.
+    fn warn_if_slow(&self, path: &str, begun: Instant) {
+        let spent = clock::now().saturating_duration_since(begun);
+        if spent > self.member.options().warning_unary_request_duration {
+            tracing::warn!(method = path, time_spent = ?spent, "request stats");
         }
     }
 

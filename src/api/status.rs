@@ -51,6 +51,7 @@ impl From<Error> for Status {
             | Error::TimeoutLeaderFailure
             | Error::TimeoutApplied
             | Error::Stopped => Code::Unavailable,
+            Error::TimeoutNoLeader => Code::DeadlineExceeded,
             Error::NotLeader | Error::BadLeaderTransferee => Code::FailedPrecondition,
             // As in etcd: declared with other codes, but Unknown on the wire.
             Error::TooManyRequests | Error::TimeoutLeaderTransfer => Code::Unknown,

@@ -5,7 +5,7 @@ use crate::storage::StorageError;
 
 /// What a caller of [`super::Member`] gets instead of an answer; texts are etcd's.
 ///
-/// After `Timeout*` and `LeaderChanged` of a write its outcome is unknown: it may still be applied.
+/// After `Timeout`, `TimeoutLeaderFailure` and `LeaderChanged` of a write its outcome is unknown: it may still be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request itself was refused, on every member alike.
@@ -23,6 +23,10 @@ pub enum Error {
     /// As `Timeout`, and the leader was lost meanwhile.
     #[error("etcdserver: request timed out, possibly due to previous leader failure")]
     TimeoutLeaderFailure,
+    /// As `Timeout`, but the write is in no log, and no member leads: etcd's proposals wait for a
+    /// leader until their context ends. Clients of etcd send the request again.
+    #[error("context deadline exceeded")]
+    TimeoutNoLeader,
     /// This member did not apply up to the read index in time.
     #[error("etcdserver: request timed out, waiting for the applied index took too long")]
     TimeoutApplied,

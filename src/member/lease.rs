@@ -54,7 +54,7 @@ impl Member {
         loop {
             let left = deadline.saturating_duration_since(clock::now());
             if left.is_zero() {
-                let has_leader = self.node.leadership().leader.is_some();
+                let has_leader = self.node.leader().is_some();
                 return Err(if has_leader { Error::Timeout } else { Error::NoLeader });
             }
             let reply = if self.node.is_leader() {

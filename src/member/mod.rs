@@ -64,6 +64,8 @@ pub struct MemberOptions {
     pub request_bytes_max: usize,
     /// The largest message of an answer.
     pub answer_bytes_max: usize,
+    /// A unary call that takes longer is logged.
+    pub warning_unary_request_duration: Duration,
     /// `--max-txn-ops`.
     pub txn_ops_max: usize,
     /// The least TTL that a lease is granted, in seconds: three halves of an election timeout.
@@ -420,8 +422,15 @@ impl Member {
                 elected_at
                     .is_some_and(|at| began < at && at < began + 2 * self.options.election_timeout)
             };
-            self.proposer.sweep(now, |deadline| {
-                if failed(deadline) { Error::TimeoutLeaderFailure } else { Error::Timeout }
+            let has_leader = self.node.leader().is_some();
+            self.proposer.sweep(now, |late| {
+                if late.is_in_no_log && !has_leader {
+                    Error::TimeoutNoLeader
+                } else if failed(late.deadline) {
+                    Error::TimeoutLeaderFailure
+                } else {
+                    Error::Timeout
+                }
             });
         }
     }

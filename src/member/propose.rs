@@ -92,6 +92,15 @@ struct Foreign {
 struct Pending {
     slots: Vec<ReplySlot>,
     deadline: Instant,
+    /// Between two attempts, the first of which certainly brought it to no log.
+    is_in_no_log: bool,
+}
+
+/// A command that has waited for too long.
+pub(crate) struct Late {
+    pub(crate) deadline: Instant,
+    /// It is in no log, and will not be.
+    pub(crate) is_in_no_log: bool,
 }
 
 /// What one attempt carries to the log.
@@ -213,7 +222,8 @@ impl Proposer {
             queue.last_sequence += 1;
             let sequence = queue.last_sequence;
             own_sequence = Some(sequence);
-            self.pending.lock().insert(sequence, Pending { slots, deadline });
+            let pending = Pending { slots, deadline, is_in_no_log: false };
+            self.pending.lock().insert(sequence, pending);
             let (origin, epoch) = (self.member_id, self.epoch);
             groups.push(Group { origin, epoch, sequence, commands });
         }
@@ -249,12 +259,13 @@ impl Proposer {
                 Ok(()) => return answer_foreign(&mut attempt, Ok(())),
                 Err(WriteError::NotAppended) => {
                     answer_foreign(&mut attempt, Err(WriteError::NotAppended));
-                    let left = attempt.deadline.saturating_duration_since(clock::now());
-                    if attempt.own_sequence.is_none() || left.is_zero() {
+                    let Some(sequence) = attempt.own_sequence else { return };
+                    attempt.proposal.groups.truncate(1);
+                    self.rest(sequence);
+                    node.leader_news(limits::PROPOSE_RETRY).await;
+                    if !self.go_on(sequence) {
                         return;
                     }
-                    attempt.proposal.groups.truncate(1);
-                    node.leader_news(left.min(limits::PROPOSE_RETRY)).await;
                 }
                 Err(WriteError::Unknown)
                     if !node.is_leader() && mutants::is_on("mutant_forward_twice") =>
@@ -270,6 +281,22 @@ impl Proposer {
                 }
             }
         }
+    }
+
+    /// An attempt has certainly brought our group `sequence` to no log.
+    fn rest(&self, sequence: u64) {
+        if let Some(pending) = self.pending.lock().get_mut(&sequence) {
+            pending.is_in_no_log = true;
+        }
+    }
+
+    /// Whether our group `sequence` may be attempted again: those that wait for it may have been told
+    /// that it is in no log.
+    fn go_on(&self, sequence: u64) -> bool {
+        let mut pending = self.pending.lock();
+        let Some(group) = pending.get_mut(&sequence) else { return false };
+        group.is_in_no_log = false;
+        true
     }
 
     /// Has the leader propose our group; groups of others go back to where they came from.
@@ -316,31 +343,35 @@ impl Proposer {
         }
     }
 
-    /// Fails what waits longer than the request timeout, with what `error` makes of its deadline. Called
-    /// a few times a second.
-    pub(crate) fn sweep(&self, now: Instant, error: impl Fn(Instant) -> Error) {
-        let mut expired: Vec<(ReplySlot, Instant)> = Vec::new();
+    /// Fails what waits longer than the request timeout, with what `error` makes of it. Called a few
+    /// times a second.
+    pub(crate) fn sweep(&self, now: Instant, error: impl Fn(Late) -> Error) {
+        let mut expired: Vec<(ReplySlot, Late)> = Vec::new();
         {
             let mut pending = self.pending.lock();
             while let Some(group) = pending.first_entry()
                 && group.get().deadline <= now
             {
-                let Pending { slots, deadline } = group.remove();
-                expired.extend(slots.into_iter().map(|slot| (slot, deadline)));
+                let Pending { slots, deadline, is_in_no_log } = group.remove();
+                let late = |slot| (slot, Late { deadline, is_in_no_log });
+                expired.extend(slots.into_iter().map(late));
             }
         }
         {
+            let mut late = |Queued { slot, deadline, .. }: Queued| {
+                expired.push((slot, Late { deadline, is_in_no_log: true }));
+            };
             let mut queue = self.queue.lock();
             while queue.next().is_some_and(|first| first.deadline <= now) {
                 let Some(first) = queue.take_next() else { break };
-                expired.push((first.slot, first.deadline));
+                late(first);
             }
             while queue.own.front().is_some_and(|first| first.deadline <= now) {
                 let Some(first) = queue.take_own() else { break };
-                expired.push((first.slot, first.deadline));
+                late(first);
             }
         }
-        self.deliver(expired.into_iter().map(|(slot, deadline)| (slot, Err(error(deadline)))));
+        self.deliver(expired.into_iter().map(|(slot, late)| (slot, Err(error(late)))));
     }
 
     /// Refuses new commands; those under way may still finish.

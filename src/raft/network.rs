@@ -58,8 +58,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     }
 }
 
-/// One connection to one member. openraft asks for one for appends, one for heartbeats and one
-/// for snapshots.
+/// One connection to one member. openraft asks for one for appends, one for heartbeats and one for
+/// snapshots, and anew for each vote: votes have a line that [`Peers`] keeps.
 pub(crate) struct PeerLink {
     peers: Arc<Peers>,
     log_floor: Arc<LogFloor>,
@@ -112,17 +112,24 @@ impl PeerLink {
         option: RPCOption,
         pre_vote: bool,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let mut client = self.client()?;
+        let line = self.peers.vote_line(self.target).map_err(|error| Unreachable::new(&error))?;
+        let mut client = PeerClient::new(line);
         let mut call = self.peers.request(self.target, wire::vote_request_to_pb(&request));
         call.set_timeout(option.hard_ttl());
         let answer = if pre_vote { client.pre_vote(call).await } else { client.vote(call).await };
         match answer {
             Ok(response) => {
                 self.answered();
+                self.peers.vote_line_answered(self.target);
                 wire::vote_response_from_pb(response.into_inner())
                     .map_err(|error| NetworkError::new(&error).into())
             }
-            Err(status) => Err(self.failed(&status)),
+            Err(status) => {
+                if status.code() == tonic::Code::Unavailable {
+                    self.peers.vote_line_broke(self.target);
+                }
+                Err(self.failed(&status))
+            }
         }
     }
 }

@@ -364,8 +364,8 @@ impl Node {
 
     /// Has the leader propose `group`.
     pub async fn forward(&self, group: Group, deadline: Instant) -> Result<(), WriteError> {
-        let leadership = self.leadership();
-        let Some(leader) = leadership.leader.filter(|_| !leadership.is_leader) else {
+        // What is sent to a leader that is silent may still reach it: better it waits here.
+        let Some(leader) = self.leader().filter(|_| !self.is_leader()) else {
             return Err(WriteError::NotAppended);
         };
         let left = deadline.saturating_duration_since(clock::now());

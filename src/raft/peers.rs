@@ -1,26 +1,26 @@
 //! How this member reaches the others: addresses from the membership, a channel a purpose, identity
 //! on every call.
 //!
-//! Heartbeats and votes must not queue behind bulk data, so appends, heartbeats with votes, and
-//! snapshots have a connection each. Addresses are looked up whenever a channel is made, so that a
+//! Heartbeats and votes must not queue behind bulk data, so appends, heartbeats, votes and snapshots
+//! have a connection each. Addresses are looked up whenever a channel is made, so that a
 //! member that moved is found again without a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 use super::WriteError;
 use super::line::{Connector, Line};
-use crate::limits;
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::peer_client::PeerClient;
 use crate::pb::quorate::peer::{
     LeaseRenewRequest, LeaseTimeToLiveReply, LeaseTimeToLiveRequest, ProposeRequest,
     ReadIndexRequest, Standing, StandingRequest,
 };
+use crate::{clock, limits};
 
 /// Metadata keys that every call between members carries.
 pub(crate) const CLUSTER_ID: &str = "quorate-cluster-id";
@@ -36,8 +36,29 @@ pub struct Peers {
     connector: Arc<dyn Connector>,
     addresses: RwLock<BTreeMap<u64, Vec<String>>>,
     channels: RwLock<BTreeMap<u64, (String, Line)>>,
+    vote_lines: Mutex<BTreeMap<u64, VoteLine>>,
     /// Members that could not be reached when last tried.
     away: Mutex<BTreeSet<u64>>,
+}
+
+/// A line for votes. It outlives the election that it was made for: where connecting takes longer
+/// than a vote may take, the next one finds it connected.
+struct VoteLine {
+    url: String,
+    line: Line,
+    made_at: Instant,
+    /// The last vote that was sent on it has its answer.
+    has_answered: bool,
+}
+
+impl VoteLine {
+    /// Whether the next vote may go this way: a line that is silent for longer than it takes to
+    /// connect may never speak again.
+    fn is_of_use(&self, url: &str, now: Instant) -> bool {
+        let is_young =
+            now.saturating_duration_since(self.made_at) < limits::PEER_VOTE_LINE_PATIENCE;
+        self.url == url && (self.has_answered || is_young)
+    }
 }
 
 /// Why there is no channel to a member.
@@ -68,6 +89,7 @@ impl Peers {
             connector,
             addresses: RwLock::default(),
             channels: RwLock::default(),
+            vote_lines: Mutex::default(),
             away: Mutex::default(),
         })
     }
@@ -129,6 +151,34 @@ impl Peers {
         let channel = self.connector.connect(target, &url)?;
         self.channels.write().insert(target, (url, channel.clone()));
         Ok(channel)
+    }
+
+    /// The line for the next vote that `target` is asked for.
+    pub(crate) fn vote_line(&self, target: u64) -> Result<Line, PeerError> {
+        let (url, now) = (self.url(target, 0)?, clock::now());
+        let mut lines = self.vote_lines.lock();
+        if let Some(kept) = lines.get_mut(&target)
+            && kept.is_of_use(&url, now)
+        {
+            kept.has_answered = false;
+            return Ok(kept.line.clone());
+        }
+        let line = self.connector.connect(target, &url)?;
+        let made = VoteLine { url, line: line.clone(), made_at: now, has_answered: false };
+        lines.insert(target, made);
+        Ok(line)
+    }
+
+    /// `target` has answered on its line for votes.
+    pub(crate) fn vote_line_answered(&self, target: u64) {
+        if let Some(kept) = self.vote_lines.lock().get_mut(&target) {
+            kept.has_answered = true;
+        }
+    }
+
+    /// The line for votes to `target` is of no use any more.
+    pub(crate) fn vote_line_broke(&self, target: u64) {
+        self.vote_lines.lock().remove(&target);
     }
 
     /// A request of ours to `target`, with the identity of both.
@@ -243,4 +293,44 @@ pub(super) fn unavailable(error: PeerError) -> tonic::Status {
 
 fn hex(id: u64) -> MetadataValue<Ascii> {
     format!("{id:x}").parse().expect("hexadecimal digits are ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::line::Tcp;
+    use super::*;
+
+    /// Counts the lines that are asked for.
+    #[derive(Default)]
+    struct Counted(AtomicUsize);
+
+    impl Connector for Counted {
+        fn connect(&self, member: u64, url: &str) -> Result<Line, PeerError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Tcp.connect(member, url)
+        }
+    }
+
+    /// A cluster whose connections took longer than a vote may take never had a leader: each vote
+    /// went on a line of its own.
+    #[tokio::test(start_paused = true)]
+    async fn the_next_vote_finds_the_line_of_the_last_one() {
+        let counted = Arc::new(Counted::default());
+        let peers = Peers::new(1, 2, Arc::clone(&counted) as Arc<dyn Connector>);
+        let urls = ["http://127.0.0.1:1".to_owned()];
+        peers.learn(std::iter::once((3, &urls[..])));
+        let lines_after_a_vote = || {
+            peers.vote_line(3).unwrap();
+            counted.0.load(Ordering::Relaxed)
+        };
+        assert_eq!([lines_after_a_vote(), lines_after_a_vote()], [1, 1], "it is still connecting");
+        peers.vote_line_answered(3);
+        tokio::time::advance(2 * limits::PEER_VOTE_LINE_PATIENCE).await;
+        assert_eq!(lines_after_a_vote(), 1, "it answered the vote before");
+        assert_eq!(lines_after_a_vote(), 2, "an old one that has fallen silent");
+        peers.vote_line_broke(3);
+        assert_eq!(lines_after_a_vote(), 3);
+    }
 }

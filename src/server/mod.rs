@@ -290,6 +290,7 @@ fn member_options(config: &Config, identity: Identity) -> MemberOptions {
         client_urls: config.advertise_client_urls.iter().map(|url| url.as_str().into()).collect(),
         request_bytes_max: config.max_request_bytes,
         answer_bytes_max: limits::ANSWER_BYTES_MAX,
+        warning_unary_request_duration: config.warning_unary_request_duration,
         txn_ops_max: config.max_txn_ops,
         lease_ttl_seconds_min: least_lease_ttl_seconds(config),
         quota_bytes: config.quota_backend_bytes.map_or(0, u64::cast_signed),

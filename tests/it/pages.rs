@@ -8,7 +8,7 @@ use quorate::pb::etcdserverpb::{
 };
 
 use crate::support::client::{channel, get, http_get, http_request, kv, put};
-use crate::support::server::{Place, Server, program_under_test};
+use crate::support::server::{Launch, Place, Server, program_under_test};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -221,4 +221,16 @@ async fn writes_without_a_quorum_are_counted_as_failed() {
         }
     };
     tokio::time::timeout(DEADLINE, counted).await.expect("it is counted");
+}
+
+/// `--warning-unary-request-duration` was taken and did nothing.
+#[tokio::test]
+async fn calls_that_take_long_are_logged() {
+    let dir = tempfile::tempdir().expect("a directory of its own");
+    let flags = ["--warning-unary-request-duration=1ns"];
+    let mut server = Server::launch(Launch::alone(&program_under_test(), dir.path(), &flags));
+    server.until_ready().await;
+    kv(channel(server.endpoint(), DEADLINE)).put(put("a", "1")).await.unwrap();
+    let line = server.until_line("request stats", DEADLINE).await;
+    assert!(line.contains("/etcdserverpb.KV/Put"), "{line}");
 }

@@ -504,7 +504,7 @@ impl Lessor {
         if late.is_empty() {
             return;
         }
-        let has_leader = node.leadership().leader.is_some();
+        let has_leader = node.leader().is_some();
         let mut answers = Answers::new(self.shards.len());
         for one in late {
             answers.add(one, Err(if has_leader { Error::Timeout } else { Error::NoLeader }));

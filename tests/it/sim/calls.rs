@@ -229,7 +229,7 @@ fn without_a_quorum_calls_end_as_in_etcd() {
             assert_eq!(told(range), (Code::Unavailable, timed_out.clone()));
             let put = PutRequest { key: "k".into(), ..PutRequest::default() };
             let put = kv.put(until(Duration::from_secs(60), put)).await;
-            assert_eq!(told(put), (Code::Unavailable, timed_out.clone()));
+            assert_eq!(told(put), late());
             let mut election = ElectionClient::new(calm.line(member));
             let leader = LeaderRequest { name: "k".into() };
             let asked = election.leader(until(Duration::from_secs(60), leader.clone())).await;
@@ -237,6 +237,28 @@ fn without_a_quorum_calls_end_as_in_etcd() {
             let observed = election.observe(until(Duration::from_secs(60), leader)).await;
             let ended = observed.unwrap().into_inner().message().await;
             assert!(ended.expect("the stream ends well").is_none());
+        },
+    );
+}
+
+/// A write that waits for a leader reaches no log, and says so with a code after which clients of etcd
+/// send it again; it was answered as one whose outcome is unknown. As etcd 3.7.1 answered, two of whose
+/// three members had been killed.
+#[test]
+fn a_write_that_found_no_leader_may_be_sent_again() {
+    calmly(
+        |_| {},
+        async |calm| {
+            let member = (calm.leader().await + 1) % 3;
+            calm.isolate(member).await;
+            let kv = KvClient::new(calm.line(member));
+            let put = async || {
+                let put = PutRequest { key: "k".into(), ..PutRequest::default() };
+                told(kv.clone().put(until(Duration::from_secs(60), put)).await)
+            };
+            // The first may still have been sent to the leader.
+            put().await;
+            assert_eq!(put().await, late());
         },
     );
 }

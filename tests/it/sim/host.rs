@@ -465,6 +465,7 @@ fn member_options(plan: &Plan, number: usize) -> MemberOptions {
         client_urls: vec![format!("http://member-{number}:2379")],
         request_bytes_max: limits::REQUEST_BYTES_MAX_DEFAULT,
         answer_bytes_max: plan.answer_bytes_max,
+        warning_unary_request_duration: limits::WARNING_UNARY_REQUEST_DEFAULT,
         txn_ops_max: limits::TXN_OPS_MAX_DEFAULT,
         lease_ttl_seconds_min: 1,
         quota_bytes: 0,
