@@ -285,17 +285,16 @@ impl Metrics {
         }
         push(text, format_args!("# TYPE grpc_server_handled_total counter\n"));
         for (method, calls) in METHODS.iter().zip(&self.calls) {
+            let labels = labels(method);
+            // As in etcd: also those that never came, so that rates and alerts have a beginning.
             for (code, count) in CODES_BY_NUMBER.iter().zip(&calls.handled) {
                 let count = count.load(Relaxed);
-                if count > 0 {
-                    let labels = labels(method);
-                    push(
-                        text,
-                        format_args!(
-                            "grpc_server_handled_total{{grpc_code=\"{code}\",{labels}}} {count}\n"
-                        ),
-                    );
-                }
+                push(
+                    text,
+                    format_args!(
+                        "grpc_server_handled_total{{grpc_code=\"{code}\",{labels}}} {count}\n"
+                    ),
+                );
             }
         }
     }

@@ -201,6 +201,9 @@ async fn metrics_of_dashboards_are_there() {
         assert_eq!(metric(at, name).await, 0.0, "{name}");
     }
     assert!(metric(at, "etcd_debugging_mvcc_total_put_size_in_bytes").await >= 10.0);
+    let never = "grpc_server_handled_total{grpc_code=\"Unavailable\",grpc_method=\"Watch\",\
+                 grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
+    assert_eq!(metric(at, never).await, 0.0);
     let text = http_get(at, "/metrics").await;
     assert!(text.contains("# TYPE etcd_disk_wal_write_bytes_total gauge\n"));
 }

@@ -230,10 +230,8 @@ async fn hasleader_ends_a_stream_when_the_majority_is_gone() {
     let status = maintenance(channel(&endpoint, DEADLINE)).status(StatusRequest {}).await.unwrap();
     let status = status.into_inner();
     assert_eq!((status.leader, status.errors), (0, vec!["etcdserver: no leader".to_owned()]));
-    assert_eq!(
-        http_get(&endpoint, "/health").await,
-        r#"{"health":"false","reason":"RAFT NO LEADER"}"#
-    );
+    let health = http_get(&endpoint, "/health").await;
+    assert_eq!(health, "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n");
     assert_eq!(http_get(&endpoint, "/livez?verbose").await, "[+]serializable_read ok\nok\n");
     let ready = http_get(&endpoint, "/readyz?exclude=data_corruption").await;
     let failed =
