@@ -5,7 +5,8 @@ use crate::storage::StorageError;
 
 /// What a caller of [`super::Member`] gets instead of an answer; texts are etcd's.
 ///
-/// After `Timeout`, `TimeoutLeaderFailure` and `LeaderChanged` of a write its outcome is unknown: it may still be applied.
+/// After `Timeout`, `TimeoutLeaderFailure` and `LeaderChanged` of a write its outcome is unknown: it
+/// may still be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request itself was refused, on every member alike.
