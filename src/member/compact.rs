@@ -83,14 +83,16 @@ impl Compactor {
     }
 
     async fn run(&self, shared: &Shared) -> Result<(), StorageError> {
+        let began = (clock::now(), shared.state.read().revision());
         loop {
-            let (step, revision, left) = {
+            let (step, revision, left, newest) = {
                 let mut state = shared.state.write();
                 let before = state.compact_left();
                 let step = self.step(&mut state)?;
                 let deleted = before.saturating_sub(state.compact_left());
                 self.counts.compacted.fetch_add(deleted, Relaxed);
-                let seen = (step, state.compact_revision(), state.compact_left());
+                let left = state.compact_left();
+                let seen = (step, state.compact_revision(), left, state.revision());
                 RwLockWriteGuard::unlock_fair(state);
                 seen
             };
@@ -105,7 +107,8 @@ impl Compactor {
                     return Ok(());
                 }
             }
-            tasks::rest(pause(left)).await;
+            let grown = u64::try_from(newest - began.1).unwrap_or(0);
+            tasks::rest(pause(left, grown, clock::now() - began.0)).await;
             let backlog = || shared.state.read().backend().backlog_bytes();
             // Not for ever: history must not grow because clients never pause.
             let until = clock::now() + limits::COMPACTION_PATIENCE;
@@ -116,13 +119,38 @@ impl Compactor {
     }
 }
 
-/// How long to wait after a step if `left` records are known that shall go.
-fn pause(left: u64) -> Duration {
+/// How long to wait after a step if `left` records are known that shall go, and `grown` have come in
+/// the time of `passed`.
+fn pause(left: u64, grown: u64, passed: Duration) -> Duration {
     if left == 0 {
         return limits::COMPACTION_PAUSE;
     }
     let spread = left / limits::COMPACTION_SPREAD.as_secs();
-    let records_a_second = spread.max(limits::COMPACTION_RECORDS_A_SECOND);
+    // Faster than history grows, or under a load that never pauses it would do so without end.
+    let growth = grown / passed.as_secs().max(1) * 3 / 2;
+    let records_a_second = limits::COMPACTION_RECORDS_A_SECOND.max(spread).max(growth);
     let step_us = limits::COMPACTION_STEP_KEYS as u64 * 1_000_000 / records_a_second;
     Duration::from_micros(step_us).max(limits::COMPACTION_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps a second that the pauses allow, and what they delete.
+    fn records_a_second(left: u64, grown: u64, passed: Duration) -> u64 {
+        let pause = pause(left, grown, passed);
+        limits::COMPACTION_STEP_KEYS as u64 * 1_000_000 / u64::try_from(pause.as_micros()).unwrap()
+    }
+
+    #[test]
+    fn few_records_go_slowly_many_within_a_minute_and_never_slower_than_others_come() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(records_a_second(1, 0, Duration::ZERO), 50_000);
+        assert_eq!(records_a_second(1_000_000, 1_000_000, minute), 50_000);
+        assert_eq!(records_a_second(6_000_000, 0, Duration::ZERO), 100_000);
+        assert_eq!(records_a_second(1_000_000, 4_000_000, minute) / 1000, 100);
+        assert_eq!(pause(u64::MAX, 0, minute), limits::COMPACTION_PAUSE, "others come in between");
+        assert_eq!(pause(0, 0, minute), limits::COMPACTION_PAUSE, "while it only looks");
+    }
 }
