@@ -4,7 +4,10 @@
 //! notice: `--flag=false`, values that begin with a dash, `ETCDCTL_*` variables and their
 //! conflicts, and the wording of mistakes.
 
-use std::{ffi::OsString, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    time::Duration,
+};
 
 use clap::{
     Arg, ArgAction, ArgMatches, Args, Command,
@@ -112,6 +115,52 @@ fn arg_with_go_habits(arg: Arg) -> Arg {
         ArgAction::Set | ArgAction::Append => arg.allow_hyphen_values(true),
         _ => arg,
     }
+}
+
+/// Moves flags that stand before their verb behind it: in etcdctl `--rev=1 get k` reads at revision 1.
+///
+/// As there, a flag that only the verb knows takes the next word for its value, if it has no `=`, also
+/// where it is a switch: `--prefix get k` has no verb `get`.
+pub(crate) fn verb_first(command: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut words = arguments.into_iter().peekable();
+    let mut result: Vec<OsString> = words.by_ref().take(1).collect();
+    let mut moved = Vec::new();
+    while let Some(word) = words.next_if(|word| is_flag(word)) {
+        let (is_global, takes_next) = flag_before_verb(command, &word.to_string_lossy());
+        let flags = if is_global { &mut result } else { &mut moved };
+        flags.push(word);
+        if takes_next {
+            flags.extend(words.next());
+        }
+    }
+    let mut command = Some(command);
+    while let Some(inner) = command.filter(|command| command.has_subcommands()) {
+        let Some(verb) = words.next_if(|word| !is_flag(word)) else { break };
+        command = inner.find_subcommand(&verb);
+        result.push(verb);
+    }
+    result.into_iter().chain(moved).chain(words).collect()
+}
+
+/// A lone dash is a value, and two of them end the flags.
+fn is_flag(word: &OsStr) -> bool {
+    let word = word.as_encoded_bytes();
+    word.len() > 1 && word[0] == b'-' && word != b"--"
+}
+
+/// Whether `word` is a flag of every verb, and whether its value is the next word.
+fn flag_before_verb(command: &Command, word: &str) -> (bool, bool) {
+    let is_help = word == "--help" || word == "-h";
+    let takes_next = !word.contains('=') && (word.starts_with("--") || word.len() == 2);
+    let global = match word.strip_prefix("--") {
+        Some(long) => {
+            let name = long.split('=').next();
+            command.get_arguments().find(|arg| arg.get_long() == name)
+        }
+        None => command.get_arguments().find(|arg| arg.get_short() == word.chars().nth(1)),
+    };
+    let is_switch = global.is_some_and(Arg::is_require_equals_set);
+    (is_help || global.is_some(), takes_next && !is_help && !is_switch)
 }
 
 /// Prefixes of environment variables; the first that is set wins.
@@ -260,6 +309,30 @@ mod tests {
         assert_eq!(cli.flags.write_out, "fields");
         let cli = parse(&["get", "k", "--endpoints=a:1,b:2", "--endpoints", "c:3"]).unwrap();
         assert_eq!(cli.flags.endpoints, ["a:1", "b:2", "c:3"]);
+    }
+
+    #[test]
+    fn flags_may_stand_before_their_verb() {
+        let first = |line: &str| {
+            let words = line.split(' ').map(OsString::from).collect();
+            let words = verb_first(&command(), words).into_iter();
+            words.map(|word| word.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        for (line, expected) in [
+            ("q --rev=1 get k", "q get --rev=1 k"),
+            ("q --consistency s -w json get a b", "q -w json get --consistency s a b"),
+            ("q --hex --limit=2 get a", "q --hex get --limit=2 a"),
+            ("q --endpoints a:1 lease grant 5", "q --endpoints a:1 lease grant 5"),
+            ("q --cluster=true endpoint health", "q endpoint health --cluster=true"),
+            ("q --prefix get k", "q k --prefix get"),
+            ("q get k --rev=1", "q get k --rev=1"),
+            ("q -- get k", "q -- get k"),
+            ("q --help get", "q --help get"),
+            ("q -wjson --rev", "q -wjson --rev"),
+            ("q - get", "q - get"),
+        ] {
+            assert_eq!(first(line), expected, "of {line}");
+        }
     }
 
     #[test]

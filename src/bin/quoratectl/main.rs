@@ -142,6 +142,7 @@ fn parse(out: &mut dyn Write) -> Result<Option<Cli>, Error> {
     if arguments.is_empty() {
         arguments.push(OsString::from("quoratectl"));
     }
+    let arguments = flags::verb_first(&command, arguments);
     let parsed = command.clone().try_get_matches_from(&arguments);
     if let Err(error) = parsed {
         if error.use_stderr() && !is_missing_verb(&error) {
