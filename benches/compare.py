@@ -3,6 +3,7 @@
 
     benches/compare.py run --etcd PATH                  workloads x clients, one member
     benches/compare.py run --members 3 --etcd PATH      the same on three members
+    benches/compare.py offered --etcd PATH              latency at a rate that both can bear
     benches/compare.py restart --etcd PATH              a million keys: memory, time to serve again
     benches/compare.py plateau --minutes 10 --etcd PATH memory and disk under overwrites
     benches/compare.py history --etcd PATH              put latency with history, and compacting
@@ -74,14 +75,7 @@ class Bench:
 
 def run(bench):
     """The grid: each cell is a fresh pair of clusters, measured in turn."""
-    options, cells = bench.options, []
-    for workload in options.workloads:
-        for clients in options.clients:
-            try:
-                cells.append(run_cell(bench, workload, clients))
-            except Unsupported as reason:
-                say(f"left out: {reason}")
-                break
+    options, cells = bench.options, run_cells(bench)
     columns = ["workload, clients", "A op/s", "B op/s", "A/B", "A CPU µs/op", "B CPU µs/op",
                "B/A", "A p99 ms", "B p99 ms", "A RSS MiB", "B RSS MiB"]
     rows = [cell_row(cell) for cell in cells]
@@ -94,8 +88,41 @@ def run(bench):
     table.publish(name, caption, table.markdown(columns, rows), {"cells": cells}, options)
 
 
-def run_cell(bench, workload, clients):
-    """N pairs of runs; who begins changes with every pair."""
+def offered(bench):
+    """The grid at equal rates: in each cell both get a share of what etcd reaches by itself."""
+    options, cells = bench.options, run_cells(bench, bench.options.share)
+    columns = ["workload, clients", "offered op/s", "A p50 ms", "B p50 ms", "A p99 ms", "B p99 ms",
+               "B/A", "A CPU µs/op", "B CPU µs/op", "B/A"]
+    rows = []
+    for cell in cells:
+        p50, p99, cpu = ([median(cell, side, name) for side in "AB"]
+                         for name in ("p50", "p99", "cpu_us"))
+        rows.append([f"{cell['workload']}, {cell['clients']}", cell["rate"], *p50, *p99,
+                     table.ratio(p99[1], p99[0]), *cpu, table.ratio(cpu[1], cpu[0])])
+    name = "offered-one" if options.members == 1 else "offered-three"
+    caption = bench.caption(
+        f"A is Quorate, B is etcd; {options.members} member(s), both offered {options.share:.0%} of "
+        f"what etcd reaches in a closed loop; medians of {options.pairs} pairs of "
+        f"{options.seconds:g} s, 8-byte keys out of {options.keys}, values of "
+        f"{options.value_bytes} bytes")
+    table.publish(name, caption, table.markdown(columns, rows), {"cells": cells}, options)
+
+
+def run_cells(bench, share=0.0):
+    """All cells that the load generator can do."""
+    options, cells = bench.options, []
+    for workload in options.workloads:
+        for clients in options.clients:
+            try:
+                cells.append(run_cell(bench, workload, clients, share))
+            except Unsupported as reason:
+                say(f"left out: {reason}")
+                break
+    return cells
+
+
+def run_cell(bench, workload, clients, share):
+    """N pairs of runs, in a closed loop or at a share of what B reaches; each begins in turn."""
     options = bench.options
     conns = options.conns or min(clients, 16 if options.members == 1 else 15)
     load = Load(workload, clients, conns, options.seconds, keys=options.keys,
@@ -109,12 +136,15 @@ def run_cell(bench, workload, clients):
             bench.generator.fill(clusters[side].endpoints, options.keys, options.value_bytes)
             bench.generator.run(clusters[side].endpoints, replace(load, seconds=options.warmup))
             time.sleep(options.settle)
+        if share:
+            reached = bench.generator.run(b.endpoints, load).per_second
+            load = replace(load, rate=int(reached * share))
         for pair in range(options.pairs):
             for side in bench.sides() if pair % 2 == 0 else reversed(bench.sides()):
                 bench.check_time()
                 seeded = replace(load, seed=pair + 1)
                 runs[side].append(run_once(bench, clusters[side], seeded))
-    cell = {"workload": workload, "clients": clients, "conns": conns, **runs}
+    cell = {"workload": workload, "clients": clients, "conns": conns, "rate": load.rate, **runs}
     row = cell_row(cell)
     say(f"{row[0]}: op/s A/B {table.cell(row[3])}, CPU B/A {table.cell(row[6])}")
     return cell
@@ -136,13 +166,15 @@ def run_once(bench, cluster, load):
             "steal": stolen / max(1, passed)}
 
 
+def median(cell, side, name):
+    """Of one figure over the runs of one side."""
+    values = [run[name] for run in cell[side]]
+    return statistics.median(values) if values else None
+
+
 def cell_row(cell):
     """Medians and their ratios."""
-    def median(side, name):
-        values = [run[name] for run in cell[side]]
-        return statistics.median(values) if values else None
-
-    rate, cpu, p99, rss = ([median("A", name), median("B", name)]
+    rate, cpu, p99, rss = ([median(cell, side, name) for side in "AB"]
                            for name in ("per_second", "cpu_us", "p99", "rss_mib"))
     return [f"{cell['workload']}, {cell['clients']}", *rate, table.ratio(*rate), *cpu,
             table.ratio(cpu[1], cpu[0]), *p99, *rss]
@@ -406,6 +438,8 @@ def parse():
 
     mode(run, members=1, pairs=5, seconds=3.0, workloads=WORKLOADS, clients=CLIENTS, conns=0,
          keys=10_000, value_bytes=256, warmup=1.0, settle=1.5)
+    mode(offered, members=1, pairs=5, seconds=3.0, workloads=WORKLOADS, clients=CLIENTS, conns=0,
+         keys=10_000, value_bytes=256, warmup=1.0, settle=1.5, share=0.7)
     mode(restart, keys=1_000_000, value_bytes=100, rounds=3, rest=5.0)
     mode(plateau, minutes=10.0, clients=64, keys=200_000, value_bytes=256, compact_every=10.0,
          sample_seconds=60.0)
