@@ -350,6 +350,8 @@ def history_side(bench, side):
     with bench.cluster(side, 1, QUOTA + options.flag) as cluster:
         measure = lambda: asdict(bench.generator.run(cluster.endpoints, load))
         bench.generator.run(cluster.endpoints, replace(load, seconds=options.warmup))
+        # The disk may still be busy with the files of the server before.
+        time.sleep(options.rest)
         result = {"empty": measure()}
         say(f"{cluster.name}: writing {options.revisions} revisions")
         bench.generator.run(cluster.endpoints, fill)
