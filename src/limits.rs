@@ -202,15 +202,8 @@ pub const COMPACTION_RECORDS_A_SECOND: u64 = 50_000;
 /// A compaction of more records goes as fast as if it were to end after this time.
 pub const COMPACTION_SPREAD: Duration = Duration::from_secs(60);
 
-/// A compaction waits while the storage has more left to write, but not longer than
-/// [`COMPACTION_PATIENCE`] for each step.
+/// A compaction rests twice as long while the storage has more left to write.
 pub const COMPACTION_BACKLOG_BYTES_MAX: usize = 1024 * 1024;
-
-/// How long a compaction lets the storage catch up.
-pub const COMPACTION_PATIENCE: Duration = Duration::from_millis(10);
-
-/// How often it looks whether the storage has.
-pub const COMPACTION_PAUSE_LONG: Duration = Duration::from_millis(2);
 
 /// Records that one step of a hash looks at while it holds the state.
 pub const HASH_STEP_RECORDS: usize = 1000;
