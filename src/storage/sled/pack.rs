@@ -73,10 +73,9 @@ impl Packer {
         fail::fail_point!("pack_before_removal");
         handles.exclusive(|| -> io::Result<()> {
             let mut puts = Batch::default();
-            for (nth, (key, value)) in window.into_iter().enumerate() {
+            for (key, value) in window {
                 database.remove(&key)?;
                 puts.insert(key, value);
-                super::writer::take_turns(nth);
             }
             fail::fail_point!("pack_before_puts");
             database.apply_batch(puts)

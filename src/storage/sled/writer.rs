@@ -165,7 +165,9 @@ impl Writer {
             database.remove(key)?;
             fail::fail_point!("state_after_removal");
             self.packer.removed(1);
-            take_turns(nth);
+            if is_end_of_turn(nth) {
+                thread::yield_now();
+            }
         }
         self.unflushed.add(writes, backlog_bytes);
         self.since_open_bytes += put_bytes;
@@ -281,13 +283,7 @@ pub(super) fn disk_bytes(dir: &Path) -> io::Result<u64> {
     Ok(sum)
 }
 
-/// Lets others go first after every so many writes, of which this was the `nth`.
-pub(super) fn take_turns(nth: usize) {
-    if is_end_of_turn(nth) {
-        thread::yield_now();
-    }
-}
-
+/// Whether others may go first after the `nth` write of many.
 fn is_end_of_turn(nth: usize) -> bool {
     nth % WRITES_A_TURN == WRITES_A_TURN - 1
 }
