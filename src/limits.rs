@@ -188,22 +188,18 @@ pub const WATCH_ENDED_IDS_MAX: usize = 4096;
 /// One attempt at a read round; etcd asks again after the same time.
 pub const READ_ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Records that one step of a compaction looks at, or deletes, while it holds the state: about half a
-/// millisecond.
-pub const COMPACTION_STEP_KEYS: usize = 128;
-
 /// Others have the state for so long between two steps of a compaction.
 pub const COMPACTION_PAUSE: Duration = Duration::from_micros(200);
 
-/// Records that a compaction deletes in a second at least, if there are so many. Each costs about 4 us
-/// in all, and who writes at the same time shall not notice.
-pub const COMPACTION_RECORDS_A_SECOND: u64 = 50_000;
+/// From so many revisions a second on a compaction is in a hurry, or history would outgrow it.
+pub const COMPACTION_BRISK_WRITES: u64 = 10_000;
 
-/// A compaction of more records goes as fast as if it were to end after this time.
-pub const COMPACTION_SPREAD: Duration = Duration::from_secs(60);
-
-/// A compaction rests twice as long while the storage has more left to write.
+/// A compaction waits while the storage has more left to write, but not longer than two pauses for each
+/// step.
 pub const COMPACTION_BACKLOG_BYTES_MAX: usize = 1024 * 1024;
+
+/// How often it looks whether the storage has.
+pub const COMPACTION_PAUSE_LONG: Duration = Duration::from_millis(2);
 
 /// Records that one step of a hash looks at while it holds the state.
 pub const HASH_STEP_RECORDS: usize = 1000;
