@@ -55,15 +55,13 @@ impl Api {
     /// As in etcd: this member's own view, in the order in which the leases end.
     pub(super) fn lease_leases(&self, message: Bytes) -> Result<Bytes, Status> {
         let _: LeaseLeasesRequest = grpc::decode(message)?;
-        let (mut ends, revision): (Vec<(u64, i64)>, i64) = {
+        let (ids, revision) = {
             let state = self.member.state();
-            let ends = state.leases().map(|term| (term.expires_at_ms, term.id));
-            (ends.collect(), state.revision())
+            (state.lease_ids_by_end(), state.revision())
         };
-        ends.sort_unstable();
         Ok(grpc::encode(&LeaseLeasesResponse {
             header: Some(self.member.header(revision)),
-            leases: ends.into_iter().map(|(_, id)| LeaseStatus { id }).collect(),
+            leases: ids.into_iter().map(|id| LeaseStatus { id }).collect(),
         }))
     }
 

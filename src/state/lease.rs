@@ -28,6 +28,8 @@ use crate::storage::{Backend, StorageError};
 pub struct Lease {
     ttl_seconds: i64,
     expires_at_ms: u64,
+    /// When its end was set last, counted over all leases.
+    set: u64,
     keys: BTreeSet<Arc<[u8]>>,
 }
 
@@ -53,8 +55,9 @@ impl Lease {
     }
 
     /// Lives for a whole TTL from `now_ms` on, or as long as it did.
-    pub(super) fn renew(&mut self, now_ms: u64) {
+    fn renew(&mut self, now_ms: u64, set: u64) {
         self.expires_at_ms = self.expires_at_ms.max(end_of(now_ms, self.ttl_seconds));
+        self.set = set;
     }
 }
 
@@ -64,10 +67,28 @@ pub(super) struct Leases {
     pub(super) leases: BTreeMap<i64, Lease>,
     /// The lease of each attached key.
     attached: BTreeMap<Arc<[u8]>, i64>,
+    /// How many ends were set.
+    sets: u64,
     pub(super) renewals: Renewals,
 }
 
 impl Leases {
+    /// Adds a lease without keys.
+    fn add(&mut self, term: LeaseTerm) {
+        let LeaseTerm { id, ttl_seconds, expires_at_ms } = term;
+        self.sets += 1;
+        let lease = Lease { ttl_seconds, expires_at_ms, set: self.sets, keys: BTreeSet::new() };
+        self.leases.insert(id, lease);
+    }
+
+    /// Renews a lease if it is there, and tells how long it lives now.
+    pub(super) fn renew(&mut self, id: i64, now_ms: u64) -> Option<LeaseTerm> {
+        let lease = self.leases.get_mut(&id)?;
+        self.sets += 1;
+        lease.renew(now_ms, self.sets);
+        Some(lease.term(id))
+    }
+
     /// Attaches `key`, which is being put, to a lease that is there, or to none if the id is 0.
     pub(super) fn attach(&mut self, key: &[u8], lease_id: i64) {
         if lease_id == 0 {
@@ -111,7 +132,7 @@ impl Leases {
                 torn = true;
                 return ControlFlow::Break(());
             };
-            leases.leases.insert(id, Lease { ttl_seconds, expires_at_ms, keys: BTreeSet::new() });
+            leases.add(LeaseTerm { id, ttl_seconds, expires_at_ms });
             ControlFlow::Continue(())
         })?;
         if torn {
@@ -158,6 +179,16 @@ impl<B: Backend> State<B> {
         self.leases.leases.iter().map(|(&id, lease)| lease.term(id))
     }
 
+    /// The ids of all leases in the order in which they end; of one millisecond, that in which their
+    /// ends were set, as far as this process has seen it.
+    pub fn lease_ids_by_end(&self) -> Vec<i64> {
+        let ends =
+            self.leases.leases.iter().map(|(&id, lease)| (lease.expires_at_ms, lease.set, id));
+        let mut ends: Vec<_> = ends.collect();
+        ends.sort_unstable();
+        ends.into_iter().map(|(_, _, id)| id).collect()
+    }
+
     pub(super) fn leases_mut(&mut self) -> &mut Leases {
         &mut self.leases
     }
@@ -181,9 +212,8 @@ impl<B: Backend> State<B> {
         // The least TTL is a setting of the proposer; here it only has to be a time.
         let ttl_seconds = ttl_seconds.max(1);
         let expires_at_ms = end_of(self.time_unix_ms, ttl_seconds);
-        let lease = Lease { ttl_seconds, expires_at_ms, keys: BTreeSet::new() };
-        self.leases.leases.insert(id, lease);
         let term = LeaseTerm { id, ttl_seconds, expires_at_ms };
+        self.leases.add(term);
         let (key, value) = stored(&term);
         pending.facts.put(key, value);
         Ok(term)
@@ -193,9 +223,7 @@ impl<B: Backend> State<B> {
     pub(super) fn renew_leases(&mut self, ids: &[i64], pending: &mut Pending) -> Vec<LeaseTerm> {
         let mut renewed = Vec::with_capacity(ids.len());
         for &id in ids {
-            let Some(lease) = self.leases.leases.get_mut(&id) else { continue };
-            lease.renew(self.time_unix_ms);
-            renewed.push(lease.term(id));
+            renewed.extend(self.leases.renew(id, self.time_unix_ms));
         }
         let index = self.applied.expect("an entry is being applied").index;
         let leases = &mut self.leases;
@@ -208,4 +236,28 @@ impl<B: Backend> State<B> {
 /// When a lease ends that lives for a whole TTL from `now_ms` on.
 pub(super) fn end_of(now_ms: u64, ttl_seconds: i64) -> u64 {
     now_ms.saturating_add(ttl_seconds.unsigned_abs().saturating_mul(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::quorate::command::command::Body;
+    use crate::pb::quorate::command::{Command, LeaseRenew};
+    use crate::state::{Options, Position};
+    use crate::storage::memory::Memory;
+
+    /// LeaseLeases told leases that were granted within a millisecond in the order of their ids;
+    /// etcd, which counts nanoseconds, in that of their grants.
+    #[test]
+    fn leases_of_one_millisecond_end_in_the_order_of_their_grants_and_renewals() {
+        let options = Options { value_cache_bytes: 0 };
+        let mut state = State::open(Arc::new(Memory::new()), options).unwrap();
+        let grant = |id| Body::LeaseGrant(LeaseGrantRequest { id, ttl: 30 });
+        let renew = |id| Body::LeaseRenew(LeaseRenew { ids: vec![id] });
+        let shorter = Body::LeaseGrant(LeaseGrantRequest { id: 9, ttl: 10 });
+        let bodies = [grant(7), grant(3), grant(5), renew(3), shorter];
+        let commands = bodies.map(|body| Command { body: Some(body) });
+        state.apply(Position { index: 1, term: 1, leader: 1 }, 1_000, &commands).unwrap();
+        assert_eq!(state.lease_ids_by_end(), [9, 7, 5, 3]);
+    }
 }

@@ -207,9 +207,7 @@ impl Leases {
             self.renewals.count(index, time_unix_ms, value.len());
             for id in ids {
                 // Some are gone.
-                if let Some(lease) = self.leases.get_mut(&id) {
-                    lease.renew(time_unix_ms);
-                }
+                self.renew(id, time_unix_ms);
             }
             ControlFlow::Continue(())
         })?;
