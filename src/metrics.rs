@@ -3,13 +3,21 @@
 //! The hot path touches plain counters that belong to known methods; names and labels are put
 //! together only when somebody scrapes.
 
+mod client;
+mod peer;
+
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
+
+use self::client::Clients;
+use self::peer::PeerFamilies;
+pub use self::peer::PeerMetrics;
 
 /// Methods counted one by one; the rest share the last counter.
 const METHODS: [(&str, &str); 32] = [
@@ -97,6 +105,8 @@ pub struct Metrics {
     pub wal_bytes: AtomicU64,
     wal_fsync: Histogram,
     backend_commit: Histogram,
+    peers: PeerFamilies,
+    clients: Clients,
 }
 
 /// Values that are read from the member when somebody scrapes.
@@ -140,6 +150,10 @@ pub struct Gauges {
     pub put_bytes: u64,
     /// Records that compactions deleted.
     pub compacted: u64,
+    /// When the last compaction ended, in seconds since the Unix epoch.
+    pub compaction_last: u64,
+    /// Entries that took long to apply.
+    pub slow_applies: u64,
     /// Proposals without an answer.
     pub proposals_failed: u64,
     /// Read barriers without an index.
@@ -186,6 +200,7 @@ impl Metrics {
             "etcd_disk_backend_commit_duration_seconds",
             "The latency distributions of checkpoints of the storage.",
         );
+        let peers = PeerFamilies::new(&registry);
         Metrics {
             registry,
             calls: Default::default(),
@@ -196,7 +211,19 @@ impl Metrics {
             wal_bytes: AtomicU64::new(0),
             wal_fsync,
             backend_commit,
+            peers,
+            clients: Clients::default(),
         }
+    }
+
+    /// `local`, this member, has found `member` in the membership; it may be itself.
+    pub fn knows_member(&self, local: u64, member: u64) {
+        self.peers.knows(local, member);
+    }
+
+    /// The counters that `local`, this member, has of `remote`.
+    pub fn peer(&self, local: u64, remote: u64) -> PeerMetrics {
+        self.peers.of(local, remote)
     }
 
     /// The place of the method at `path`; those that are not served share one.
@@ -206,6 +233,11 @@ impl Metrics {
             path.and_then(|path| path.strip_prefix('/')) == Some(method)
         });
         MethodNumber(known.unwrap_or(METHODS.len() - 1))
+    }
+
+    /// A client whose release is `version`, if it says so, made a call.
+    pub fn called_by(&self, version: Option<&str>, is_stream: bool) {
+        self.clients.count(version.unwrap_or("unknown"), is_stream);
     }
 
     /// A call began.
@@ -247,10 +279,12 @@ impl Metrics {
 
     /// The Prometheus text of everything.
     pub fn render(&self, gauges: &Gauges) -> String {
-        let mut encoded = Vec::new();
+        let (mut encoded, families) = (Vec::new(), self.registry.gather());
         // Writing into memory cannot fail.
-        drop(TextEncoder::new().encode(&self.registry.gather(), &mut encoded));
+        drop(TextEncoder::new().encode(&families, &mut encoded));
         let mut text = String::from_utf8(encoded).unwrap_or_default();
+        render_descriptors(&mut text, &families);
+        self.clients.render(&mut text);
         self.render_calls(&mut text);
         render_gauges(&mut text, gauges);
         let counters = [
@@ -311,6 +345,16 @@ fn labels((service, method): &(&str, &str)) -> String {
     format!("grpc_method=\"{method}\",grpc_service=\"{service}\",grpc_type=\"{kind}\"")
 }
 
+/// etcd tells the open file descriptors under names of its own, too.
+fn render_descriptors(text: &mut String, families: &[MetricFamily]) {
+    for (known, name) in [("process_open_fds", "os_fd_used"), ("process_max_fds", "os_fd_limit")] {
+        let family = families.iter().find(|family| family.name() == known);
+        if let Some(metric) = family.and_then(|family| family.get_metric().first()) {
+            single(text, name, "gauge", metric.get_gauge().get_value() as u64);
+        }
+    }
+}
+
 fn render_gauges(text: &mut String, gauges: &Gauges) {
     let plain = [
         ("etcd_server_has_leader", u64::from(gauges.has_leader)),
@@ -330,6 +374,7 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
         ("etcd_debugging_mvcc_slow_watcher_total", gauges.slow_watchers),
         ("etcd_debugging_mvcc_pending_events_total", gauges.pending_events),
         ("etcd_debugging_mvcc_total_put_size_in_bytes", gauges.put_bytes),
+        ("etcd_debugging_mvcc_db_compaction_last", gauges.compaction_last),
     ];
     for (name, value) in plain {
         single(text, name, "gauge", value);
@@ -340,6 +385,7 @@ fn render_gauges(text: &mut String, gauges: &Gauges) {
         ("etcd_mvcc_delete_total", gauges.deletes),
         ("etcd_mvcc_txn_total", gauges.txns),
         ("etcd_debugging_mvcc_db_compaction_keys_total", gauges.compacted),
+        ("etcd_server_slow_apply_total", gauges.slow_applies),
         ("etcd_server_proposals_failed_total", gauges.proposals_failed),
         ("etcd_server_read_indexes_failed_total", gauges.read_indexes_failed),
         ("etcd_debugging_lease_granted_total", gauges.leases_granted),

@@ -115,11 +115,17 @@ impl Api {
         };
         let meter = Meter { metrics: Arc::clone(&self.metrics), method: Metrics::method(path) };
         let opened = call.open(body, bounds, meter)?;
-        call.check_version()?;
+        self.admit(call, true)?;
+        Ok(opened)
+    }
+
+    /// Counts a call and refuses one that wants a leader where there is none.
+    fn admit(&self, call: &Call, is_stream: bool) -> Result<(), Status> {
+        self.metrics.called_by(call.version()?, is_stream);
         if call.needs_leader && !self.member.node().has_leader() {
             return Err(Error::NoLeader.into());
         }
-        Ok(opened)
+        Ok(())
     }
 
     /// Why a stream ends that neither its client nor its handler ends: its deadline has passed, or it
@@ -162,10 +168,7 @@ impl Api {
             received?.message
         };
         self.metrics.received(counted, message.len());
-        call.check_version()?;
-        if call.needs_leader && !self.member.node().has_leader() {
-            return Err(Error::NoLeader.into());
-        }
+        self.admit(call, method.is_stream())?;
         let answered = match method {
             Method::Range => self.range(message).await,
             Method::Put => self.put(message).await,

@@ -106,6 +106,8 @@ pub struct Config {
     pub grpc_keepalive_timeout: Duration,
     /// `--warning-unary-request-duration`: slower requests are logged, never zero.
     pub warning_unary_request_duration: Duration,
+    /// `--warning-apply-duration`: entries that take longer to apply are logged.
+    pub warning_apply_duration: Duration,
     /// `--watch-progress-notify-interval`: how often idle watchers are told how far they are.
     pub watch_progress_notify_interval: Duration,
     /// `--log-level`, `--log-format`, `--log-outputs`.
@@ -276,6 +278,7 @@ impl Config {
                 Duration::ZERO => WARNING_UNARY_REQUEST_DEFAULT,
                 duration => duration,
             },
+            warning_apply_duration: values.duration("warning-apply-duration"),
             watch_progress_notify_interval: match values.duration("watch-progress-notify-interval")
             {
                 // As in etcd.

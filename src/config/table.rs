@@ -220,7 +220,7 @@ const FEATURES: &[Flag] = &[
     flag("compaction-batch-limit", Int, "1000", Later, "Revisions dropped in one step of a compaction."),
     flag("compaction-sleep-interval", Duration, "10ms", Later, "Pause between two steps of a compaction."),
     flag("watch-progress-notify-interval", Duration, "10m", Built, "Time between two progress notices on idle watches."),
-    flag("warning-apply-duration", Duration, "100ms", Later, "Warn when applying takes longer."),
+    flag("warning-apply-duration", Duration, "100ms", Built, "Warn when applying takes longer."),
     flag("max-learners", Int, "1", Later, "Largest number of learners."),
     flag("downgrade-check-time", Duration, "5s", Later, ""),
     flag("bootstrap-defrag-threshold-megabytes", Uint, "0", NO_BBOLT, ""),

@@ -44,6 +44,7 @@ fn without_flags_it_is_the_single_member_of_etcd() {
     assert_eq!(config.snapshot_count, SNAPSHOT_COUNT_DEFAULT);
     assert_eq!(config.snapshot_catchup_entries, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT);
     assert_eq!(config.warning_unary_request_duration, WARNING_UNARY_REQUEST_DEFAULT);
+    assert_eq!(config.warning_apply_duration, Duration::from_millis(100));
     assert_eq!(config.max_concurrent_streams, u32::MAX);
     assert!(config.pre_vote && config.strict_reconfig_check);
     assert_eq!(config.log, LogSettings::default());

@@ -140,6 +140,7 @@ impl Compactor {
                 CompactStep::Done => {
                     fail::fail_point!("compact_after_last_step");
                     if self.finished.send_replace(revision) < revision {
+                        self.counts.compaction_last.store(clock::unix_ms() / 1000, Relaxed);
                         tracing::info!(revision, "finished scheduled compaction");
                     }
                     return Ok(());

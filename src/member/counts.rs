@@ -22,6 +22,10 @@ pub struct OperationCounts {
     pub put_bytes: AtomicU64,
     /// Records that compactions deleted.
     pub compacted: AtomicU64,
+    /// When the last compaction ended, in seconds since the Unix epoch; 0 if none has.
+    pub compaction_last: AtomicU64,
+    /// Entries that took longer than `--warning-apply-duration` to apply.
+    pub slow_applies: AtomicU64,
     /// Proposals of this member's clients that got no answer, or not before the client gave up.
     pub proposals_failed: AtomicU64,
     /// Reads of this member's clients that got no index to read at.

@@ -66,6 +66,8 @@ pub struct MemberOptions {
     pub answer_bytes_max: usize,
     /// A unary call that takes longer is logged.
     pub warning_unary_request_duration: Duration,
+    /// An entry that takes longer to apply is logged, and counted as slow.
+    pub warning_apply_duration: Duration,
     /// `--max-txn-ops`.
     pub txn_ops_max: usize,
     /// The least TTL that a lease is granted, in seconds: three halves of an election timeout.
@@ -139,6 +141,7 @@ impl Seed {
             lessor: Arc::clone(&self.lessor),
             feed: Arc::clone(&self.feed),
             shards: self.shards.clone(),
+            warning_apply_duration: self.options.warning_apply_duration,
             on_fatal: Arc::clone(&self.on_fatal),
         })
     }
@@ -204,6 +207,7 @@ struct MemberObserver {
     lessor: Arc<Lessor>,
     feed: Arc<Feed>,
     shards: Vec<Arc<Shard>>,
+    warning_apply_duration: Duration,
     on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -222,6 +226,20 @@ impl Observer for MemberObserver {
     fn changed(&self, events: Vec<Event>) {
         self.counts.changed(&events);
         self.feed.publish(events, |hub, news| self.shards[hub].deliver(Delivery::Watch(news)));
+    }
+
+    /// Tells of what took long, in etcd's words, which operators look for.
+    fn took(&self, commands: usize, took: Duration) {
+        let expected = self.warning_apply_duration;
+        if took > expected {
+            self.counts.slow_applies.fetch_add(1, Relaxed);
+            tracing::warn!(
+                commands,
+                took = ?took,
+                expected_duration = ?expected,
+                "apply request took too long"
+            );
+        }
     }
 
     fn installed(&self, revision: i64) {

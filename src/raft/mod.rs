@@ -18,6 +18,8 @@
 //! **Invariants:** nothing is applied that is not on this member's disk; a write is retried only if
 //! it certainly reached no log; every call between members carries and checks their identity.
 
+use std::time::Duration;
+
 use crate::state::{Applied, Event, State};
 use crate::storage::Backend;
 
@@ -41,6 +43,7 @@ mod shared;
 mod slow_disk;
 mod snapshot;
 mod state_machine;
+mod traffic;
 pub mod types;
 mod wire;
 
@@ -52,6 +55,7 @@ pub use node::{Leadership, Node, NodeOptions, NodeParts, StartError};
 pub use service::{Forwarded, PeerService};
 pub use shared::{Shared, SoleVoter};
 pub use snapshot::{Live, SnapshotData, Staged};
+pub use traffic::{Counted, CountedService};
 
 /// The state as a member keeps it.
 pub type Store = State<Box<dyn Backend>>;
@@ -73,6 +77,8 @@ pub trait Observer: Send + Sync + 'static {
     fn applied(&self, group: GroupId, outcomes: Vec<Applied>);
     /// The events of one entry, in order, after the outcomes of its commands were reported.
     fn changed(&self, events: Vec<Event>);
+    /// Applying `commands`, those of one entry, took so long, with all that goes with it.
+    fn took(&self, commands: usize, took: Duration);
     /// The state was replaced by a snapshot, and is at `revision` now.
     fn installed(&self, revision: i64);
     /// Another member leads, or none.

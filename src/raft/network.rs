@@ -23,13 +23,14 @@ use tokio::sync::Semaphore;
 
 use super::checkpoints::LogFloor;
 use super::codec;
-use super::line::Line;
 use super::peers::Peers;
 use super::snapshot::{SnapshotData, send_snapshot};
+use super::traffic::PeerLine;
 use super::types::{MemberNode, Snapshot, TypeConfig, Vote};
 use super::wire;
 use crate::clock;
 use crate::limits;
+use crate::metrics::PeerMetrics;
 use crate::pb::quorate::peer::peer_client::PeerClient;
 use crate::pb::quorate::peer::snapshot_frame::Body;
 use crate::pb::quorate::peer::{AppendRequest, AppendResponse, SnapshotFrame};
@@ -54,7 +55,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     async fn new_client(&mut self, target: u64, node: &MemberNode) -> PeerLink {
         self.peers.learn(std::iter::once((target, node.peer_urls.as_slice())));
         let (peers, log_floor) = (Arc::clone(&self.peers), Arc::clone(&self.log_floor));
-        PeerLink { peers, log_floor, target, channel: None, failures: 0, is_away: false }
+        let meter = self.peers.meter(target);
+        PeerLink { peers, log_floor, target, meter, channel: None, failures: 0, is_here: None }
     }
 }
 
@@ -64,14 +66,15 @@ pub(crate) struct PeerLink {
     peers: Arc<Peers>,
     log_floor: Arc<LogFloor>,
     target: u64,
-    channel: Option<Line>,
+    meter: PeerMetrics,
+    channel: Option<PeerLine>,
     failures: usize,
-    /// The last call failed.
-    is_away: bool,
+    /// Whether the last call was answered; not known before the first.
+    is_here: Option<bool>,
 }
 
 impl PeerLink {
-    fn client(&mut self) -> Result<PeerClient<Line>, Unreachable<TypeConfig>> {
+    fn client(&mut self) -> Result<PeerClient<PeerLine>, Unreachable<TypeConfig>> {
         let channel = match &self.channel {
             Some(channel) => channel.clone(),
             None => {
@@ -89,7 +92,7 @@ impl PeerLink {
     fn failed(&mut self, status: &tonic::Status) -> RPCError<TypeConfig> {
         self.channel = None;
         self.failures += 1;
-        self.is_away = true;
+        self.is_here = Some(false);
         self.peers.lost(self.target, status);
         if status.code() == tonic::Code::Unavailable {
             Unreachable::new(status).into()
@@ -100,8 +103,8 @@ impl PeerLink {
 
     /// The other end has answered.
     fn answered(&mut self) {
-        if self.is_away {
-            self.is_away = false;
+        if self.is_here != Some(true) {
+            self.is_here = Some(true);
             self.peers.found(self.target);
         }
     }
@@ -158,29 +161,38 @@ impl NetBackoff<TypeConfig> for PeerLink {
     }
 }
 
-/// Appends that wait for their acknowledgement, oldest first: since when each has had the link for
-/// itself, and its size in bytes.
+/// Appends that wait for their acknowledgement, oldest first.
 #[derive(Debug, Default)]
-struct Unacknowledged(VecDeque<(Instant, usize)>);
+struct Unacknowledged(VecDeque<Sent>);
+
+/// One append under way.
+#[derive(Debug)]
+struct Sent {
+    /// Since when it has had the link for itself.
+    since: Instant,
+    bytes: usize,
+    /// It brings nothing and waits for nothing: how long it takes is how long the way is.
+    is_probe: bool,
+}
 
 impl Unacknowledged {
-    fn sent(&mut self, bytes: usize, now: Instant) {
-        self.0.push_back((now, bytes));
+    fn sent(&mut self, bytes: usize, is_empty: bool, now: Instant) {
+        let is_probe = is_empty && self.0.is_empty();
+        self.0.push_back(Sent { since: now, bytes, is_probe });
     }
 
-    /// The oldest has arrived; returns its bytes. The next one had to wait behind it, so its time
-    /// begins only now.
-    fn acknowledged(&mut self, now: Instant) -> usize {
+    /// The oldest has arrived. The next one had to wait behind it, so its time begins only now.
+    fn acknowledged(&mut self, now: Instant) -> Option<Sent> {
         let arrived = self.0.pop_front();
-        if let Some((since, _)) = self.0.front_mut() {
-            *since = now;
+        if let Some(next) = self.0.front_mut() {
+            next.since = now;
         }
-        arrived.map_or(0, |(_, bytes)| bytes)
+        arrived
     }
 
     /// Whether even a slow link would have brought the oldest by `now`.
     fn is_overdue(&self, now: Instant) -> bool {
-        self.0.front().is_some_and(|(since, bytes)| {
+        self.0.front().is_some_and(|Sent { since, bytes, .. }| {
             let allowance = limits::APPEND_ACK_TIMEOUT + crossing_time(*bytes);
             now.saturating_duration_since(*since) > allowance
         })
@@ -277,7 +289,7 @@ where
         // Only adds up lengths; nothing is encoded here.
         let bytes = request.encoded_len();
         window.enter(bytes).await?;
-        sent.lock().sent(bytes, clock::now());
+        sent.lock().sent(bytes, request.entries.is_empty(), clock::now());
         Some((request, (input, sent, window)))
     })
 }
@@ -300,8 +312,15 @@ impl Acknowledgements<'_> {
                 tokio::time::timeout(limits::APPEND_ACK_TIMEOUT / 4, self.responses.message());
             match wait.await {
                 Ok(Ok(Some(response))) => {
-                    let bytes = self.sent.lock().acknowledged(clock::now());
-                    self.window.leave(bytes);
+                    let now = clock::now();
+                    let arrived = self.sent.lock().acknowledged(now);
+                    if let Some(Sent { since, bytes, is_probe }) = arrived {
+                        self.window.leave(bytes);
+                        if is_probe {
+                            let took = now.saturating_duration_since(since);
+                            self.link.meter.round_trips.observe(took.as_secs_f64());
+                        }
+                    }
                     self.link.answered();
                     let result = append_result(response);
                     if let Ok(Ok(Some(matched))) = &result
@@ -443,11 +462,25 @@ mod tests {
         let now = clock::now();
         let mut sent = Unacknowledged::default();
         assert!(!sent.is_overdue(now + SLACK * 100), "nothing is waited for");
-        sent.sent(60, now);
+        sent.sent(60, false, now);
         assert!(!sent.is_overdue(now + SLACK));
         assert!(sent.is_overdue(now + SLACK + MOMENT));
         sent.acknowledged(now + SLACK);
         assert!(!sent.is_overdue(now + SLACK * 100), "all have arrived");
+    }
+
+    /// What brings entries waits for the follower's disk; what goes behind others, for those.
+    #[test]
+    fn only_a_heartbeat_by_itself_tells_how_long_the_way_is() {
+        let now = clock::now();
+        let mut sent = Unacknowledged::default();
+        for (is_empty, is_probe) in [(true, true), (true, false), (false, false)] {
+            sent.sent(60, is_empty, now);
+            assert_eq!(sent.0.back().map(|sent| sent.is_probe), Some(is_probe));
+        }
+        while sent.acknowledged(now).is_some() {}
+        sent.sent(60, false, now);
+        assert!(sent.acknowledged(now).is_some_and(|sent| !sent.is_probe));
     }
 
     /// A message that a slow link could not bring within the timeout was sent again for ever.
@@ -455,7 +488,7 @@ mod tests {
     fn a_large_append_may_take_as_long_as_a_slow_link_needs() {
         let now = clock::now();
         let mut sent = Unacknowledged::default();
-        sent.sent(2 * MIB, now);
+        sent.sent(2 * MIB, false, now);
         assert_eq!(crossing_time(2 * MIB), Duration::from_secs(32));
         assert!(!sent.is_overdue(now + SLACK + Duration::from_secs(32)));
         assert!(sent.is_overdue(now + SLACK + Duration::from_secs(32) + MOMENT));
@@ -466,7 +499,7 @@ mod tests {
         let mut now = clock::now();
         let mut sent = Unacknowledged::default();
         for _ in 0..limits::APPENDS_IN_FLIGHT_MAX {
-            sent.sent(MIB, now);
+            sent.sent(MIB, false, now);
         }
         for _ in 0..limits::APPENDS_IN_FLIGHT_MAX {
             now += crossing_time(MIB);

@@ -13,7 +13,9 @@ use parking_lot::{Mutex, RwLock};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 use super::WriteError;
-use super::line::{Connector, Line};
+use super::line::Connector;
+use super::traffic::PeerLine;
+use crate::metrics::{Metrics, PeerMetrics};
 use crate::pb::quorate::command::Group;
 use crate::pb::quorate::peer::peer_client::PeerClient;
 use crate::pb::quorate::peer::{
@@ -34,8 +36,10 @@ pub struct Peers {
     cluster_id: u64,
     member_id: u64,
     connector: Arc<dyn Connector>,
+    metrics: Arc<Metrics>,
+    meters: RwLock<BTreeMap<u64, PeerMetrics>>,
     addresses: RwLock<BTreeMap<u64, Vec<String>>>,
-    channels: RwLock<BTreeMap<u64, (String, Line)>>,
+    channels: RwLock<BTreeMap<u64, (String, PeerLine)>>,
     vote_lines: Mutex<BTreeMap<u64, VoteLine>>,
     /// Members that could not be reached when last tried.
     away: Mutex<BTreeSet<u64>>,
@@ -45,7 +49,7 @@ pub struct Peers {
 /// than a vote may take, the next one finds it connected.
 struct VoteLine {
     url: String,
-    line: Line,
+    line: PeerLine,
     made_at: Instant,
     /// The last vote that was sent on it has its answer.
     has_answered: bool,
@@ -82,11 +86,18 @@ pub enum PeerError {
 
 impl Peers {
     /// Peers of `member_id`, none known yet.
-    pub fn new(cluster_id: u64, member_id: u64, connector: Arc<dyn Connector>) -> Arc<Peers> {
+    pub fn new(
+        cluster_id: u64,
+        member_id: u64,
+        connector: Arc<dyn Connector>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Peers> {
         Arc::new(Peers {
             cluster_id,
             member_id,
             connector,
+            metrics,
+            meters: RwLock::default(),
             addresses: RwLock::default(),
             channels: RwLock::default(),
             vote_lines: Mutex::default(),
@@ -108,14 +119,35 @@ impl Peers {
     pub fn learn<'a>(&self, members: impl Iterator<Item = (u64, &'a [String])>) {
         let mut addresses = self.addresses.write();
         for (id, urls) in members {
+            self.metrics.knows_member(self.member_id, id);
+            if id != self.member_id {
+                self.meter(id);
+            }
             addresses.insert(id, urls.to_vec());
         }
     }
 
+    /// The counters of `target`.
+    pub(super) fn meter(&self, target: u64) -> PeerMetrics {
+        self.meter_of_known(target).unwrap_or_else(|| {
+            let meter = self.metrics.peer(self.member_id, target);
+            self.meters.write().entry(target).or_insert(meter).clone()
+        })
+    }
+
+    /// The counters of `member`, if it is in the membership or was ever asked something.
+    pub(super) fn meter_of_known(&self, member: u64) -> Option<PeerMetrics> {
+        self.meters.read().get(&member).cloned()
+    }
+
     /// A new lazy connection to `target`, for one purpose; `attempt` picks among its URLs.
-    pub(crate) fn connect(&self, target: u64, attempt: usize) -> Result<Line, PeerError> {
+    pub(crate) fn connect(&self, target: u64, attempt: usize) -> Result<PeerLine, PeerError> {
         let url = self.url(target, attempt)?;
-        self.connector.connect(target, &url)
+        self.connect_to(target, &url)
+    }
+
+    fn connect_to(&self, target: u64, url: &str) -> Result<PeerLine, PeerError> {
+        Ok(PeerLine::new(self.connector.connect(target, url)?, self.meter(target)))
     }
 
     fn url(&self, target: u64, attempt: usize) -> Result<String, PeerError> {
@@ -127,7 +159,10 @@ impl Peers {
 
     /// Tells the operator, once, that `target` cannot be reached.
     pub(crate) fn lost(&self, target: u64, status: &tonic::Status) {
+        let meter = self.meter(target);
+        meter.sent_failures.inc();
         if self.away.lock().insert(target) {
+            meter.is_away();
             let member = format!("{target:x}");
             tracing::warn!(member, error = status.message(), "a member cannot be reached");
         }
@@ -135,26 +170,27 @@ impl Peers {
 
     /// Tells the operator, once, that `target` is back.
     pub(crate) fn found(&self, target: u64) {
+        self.meter(target).is_here();
         if self.away.lock().remove(&target) {
             tracing::info!(member = format!("{target:x}"), "a member can be reached again");
         }
     }
 
     /// The shared connection for single calls to `target`.
-    pub(crate) fn channel(&self, target: u64) -> Result<Line, PeerError> {
+    pub(crate) fn channel(&self, target: u64) -> Result<PeerLine, PeerError> {
         let url = self.url(target, 0)?;
         if let Some((connected, channel)) = self.channels.read().get(&target)
             && *connected == url
         {
             return Ok(channel.clone());
         }
-        let channel = self.connector.connect(target, &url)?;
+        let channel = self.connect_to(target, &url)?;
         self.channels.write().insert(target, (url, channel.clone()));
         Ok(channel)
     }
 
     /// The line for the next vote that `target` is asked for.
-    pub(crate) fn vote_line(&self, target: u64) -> Result<Line, PeerError> {
+    pub(crate) fn vote_line(&self, target: u64) -> Result<PeerLine, PeerError> {
         let (url, now) = (self.url(target, 0)?, clock::now());
         let mut lines = self.vote_lines.lock();
         if let Some(kept) = lines.get_mut(&target)
@@ -163,7 +199,7 @@ impl Peers {
             kept.has_answered = false;
             return Ok(kept.line.clone());
         }
-        let line = self.connector.connect(target, &url)?;
+        let line = self.connect_to(target, &url)?;
         let made = VoteLine { url, line: line.clone(), made_at: now, has_answered: false };
         lines.insert(target, made);
         Ok(line)
@@ -209,6 +245,9 @@ impl Peers {
         if to != self.member_id || from == self.member_id {
             let text = format!("this is member {:x}, not {to:x}", self.member_id);
             return Err(tonic::Status::failed_precondition(text));
+        }
+        if let Some(meter) = self.meter_of_known(from) {
+            meter.is_here();
         }
         Ok(from)
     }
@@ -299,7 +338,7 @@ fn hex(id: u64) -> MetadataValue<Ascii> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::line::Tcp;
+    use super::super::line::{Line, Tcp};
     use super::*;
 
     /// Counts the lines that are asked for.
@@ -318,7 +357,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_next_vote_finds_the_line_of_the_last_one() {
         let counted = Arc::new(Counted::default());
-        let peers = Peers::new(1, 2, Arc::clone(&counted) as Arc<dyn Connector>);
+        let connector = Arc::clone(&counted) as Arc<dyn Connector>;
+        let peers = Peers::new(1, 2, connector, Arc::default());
         let urls = ["http://127.0.0.1:1".to_owned()];
         peers.learn(std::iter::once((3, &urls[..])));
         let lines_after_a_vote = || {

@@ -83,18 +83,20 @@ impl Peer for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let (sender, running) = self.check(&request)?;
         // A broken stream ends the session; the leader opens another.
-        let from = (request.into_inner(), Arc::clone(&running.node), true);
-        let requests = stream::unfold(from, move |(mut messages, node, is_first)| async move {
-            let message = messages.message().await.ok()??;
-            let request = wire::append_request_from_pb(message, sender).ok()?;
-            node.contact().heard();
-            if is_first {
-                // What came on streams that have ended may still wait for the disk. No more is read
-                // meanwhile, or a leader that tries again and again would fill the memory.
-                node.idle().await.ok()?;
-            }
-            Some((request, (messages, node, false)))
-        });
+        let broken = self.peers.meter(sender).received_failures;
+        let from = (request.into_inner(), Arc::clone(&running.node), broken, true);
+        let requests =
+            stream::unfold(from, move |(mut messages, node, broken, is_first)| async move {
+                let message = messages.message().await.inspect_err(|_| broken.inc()).ok()??;
+                let request = wire::append_request_from_pb(message, sender).ok()?;
+                node.contact().heard();
+                if is_first {
+                    // What came on streams that have ended may still wait for the disk. No more is read
+                    // meanwhile, or a leader that tries again and again would fill the memory.
+                    node.idle().await.ok()?;
+                }
+                Some((request, (messages, node, broken, false)))
+            });
         let answers = running.node.raft().stream_append(requests);
         let responses = answers.map(|answer| match answer {
             Ok(result) => Ok(wire::append_result_to_pb(&result)),

@@ -40,6 +40,7 @@ impl StateMachine {
         let proposal = Proposal::decode(encoded).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("log entry {}: {error}", at.index))
         })?;
+        let began = clock::now();
         let times = if mutants::is_on("mutant_apply_twice_now") { 2 } else { 1 };
         let commands = proposal.groups.iter().flat_map(|group| &group.commands);
         let commands = std::iter::repeat_n(commands, times).flatten();
@@ -48,7 +49,9 @@ impl StateMachine {
             let applied = state.apply(at, proposal.time_unix_ms, commands);
             (applied.map_err(storage_failed)?, state.time_unix_ms())
         };
-        self.shared.clock.applied(at.leader, at.term, state_ms, clock::now());
+        let now = clock::now();
+        self.shared.clock.applied(at.leader, at.term, state_ms, now);
+        self.shared.observer.took(applied.len(), now.saturating_duration_since(began));
         let events = applied.iter_mut().flat_map(|applied| std::mem::take(&mut applied.events));
         let events: Vec<Event> = events.collect();
         let mut applied = applied.into_iter();

@@ -173,6 +173,8 @@ fn gauges(member: &Member, metrics: &Metrics) -> Gauges {
         txns: counts.txns.load(Relaxed),
         put_bytes: counts.put_bytes.load(Relaxed),
         compacted: counts.compacted.load(Relaxed),
+        compaction_last: counts.compaction_last.load(Relaxed),
+        slow_applies: counts.slow_applies.load(Relaxed),
         proposals_failed: counts.proposals_failed.load(Relaxed),
         read_indexes_failed: counts.read_indexes_failed.load(Relaxed),
         leases_granted: leases.granted.load(Relaxed),

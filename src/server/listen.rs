@@ -17,7 +17,8 @@ use super::ServerError;
 use super::http::Door;
 use crate::config::{Config, Url};
 use crate::pb::quorate::peer::peer_server::PeerServer;
-use crate::raft::PeerService;
+use crate::raft::peers::Peers;
+use crate::raft::{CountedService, PeerService};
 use crate::{limits, tasks};
 
 /// The bound ports.
@@ -155,16 +156,18 @@ impl Dealer {
 pub(super) fn serve_peers(
     listeners: impl IntoIterator<Item = Vec<StdListener>>,
     service: &Arc<PeerService>,
+    peers: &Arc<Peers>,
 ) {
     let service = PeerServer::from_arc(Arc::clone(service))
         .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX);
+    let service = CountedService::new(service, Arc::clone(peers));
     for listener in listeners.into_iter().flatten() {
         tasks::spawn("peer-accept", accept_peers(listener, service.clone()));
     }
 }
 
-async fn accept_peers(listener: StdListener, service: PeerServer<PeerService>) {
+async fn accept_peers(listener: StdListener, service: CountedService<PeerServer<PeerService>>) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot accept members"),

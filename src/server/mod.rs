@@ -109,38 +109,39 @@ impl Server {
     async fn run_on_raft_thread(self, shards: usize) -> Result<ExitCode, ServerError> {
         let Server { config, identity, mut data_dir, listeners } = self;
         let mut signals = Signals::new().map_err(ServerError::Runtime)?;
-        let peers = Peers::new(identity.cluster_id.0, identity.member_id.0, Arc::new(Tcp));
+        let metrics = Arc::new(Metrics::new());
+        let (cluster_id, member_id) = (identity.cluster_id.0, identity.member_id.0);
+        let peers = Peers::new(cluster_id, member_id, Arc::new(Tcp), Arc::clone(&metrics));
         let peer_service = PeerService::new(Arc::clone(&peers));
         let mut peer_listeners = Some(listeners.peers);
         if data_dir.identity().is_none() {
             // Members of a new cluster ask each other, so this one has to answer while it asks.
-            listen::serve_peers(peer_listeners.take(), &peer_service);
+            listen::serve_peers(peer_listeners.take(), &peer_service, &peers);
             tokio::select! {
                 admitted = check_is_new(&config, identity, &peers) => admitted?,
                 () = signals.first() => return Ok(ExitCode::SUCCESS),
             }
             data_dir.claim(identity).map_err(OpenError::from)?;
         }
-        let parts = open::open(&config, data_dir, identity, Arc::new(Metrics::new()))?;
+        let parts = open::open(&config, data_dir, identity, &metrics)?;
         let (fatal, mut failed) = watch::channel(None::<String>);
         let on_fatal = Arc::new(move |reason: &str| {
             fatal.send_replace(Some(reason.to_owned()));
         });
         let revision = parts.state.revision();
         let seed = Seed::new(member_options(&config, identity), shards, revision, on_fatal);
-        let metrics = Arc::clone(&parts.metrics);
         let node_parts = NodeParts {
             log: parts.log,
             state: parts.state,
             home: parts.home,
-            peers,
+            peers: Arc::clone(&peers),
             observer: seed.observer(),
             sole_voter: parts.sole_voter,
         };
         let node = Node::start(node_options(&config, identity), node_parts).await?;
         let (member, seats) = seed.start(Arc::clone(&node));
         peer_service.begin(Arc::clone(&node), Arc::clone(&member) as _);
-        listen::serve_peers(peer_listeners, &peer_service);
+        listen::serve_peers(peer_listeners, &peer_service, &peers);
         bootstrap(&config, &node).await?;
 
         let (stop, stopped) = watch::channel(false);
@@ -291,6 +292,7 @@ fn member_options(config: &Config, identity: Identity) -> MemberOptions {
         request_bytes_max: config.max_request_bytes,
         answer_bytes_max: limits::ANSWER_BYTES_MAX,
         warning_unary_request_duration: config.warning_unary_request_duration,
+        warning_apply_duration: config.warning_apply_duration,
         txn_ops_max: config.max_txn_ops,
         lease_ttl_seconds_min: least_lease_ttl_seconds(config),
         quota_bytes: config.quota_backend_bytes.map_or(0, u64::cast_signed),

@@ -20,7 +20,6 @@ pub(super) struct Opened {
     pub(super) state: Store,
     pub(super) home: Arc<SledHome>,
     pub(super) sole_voter: Arc<SoleVoter>,
-    pub(super) metrics: Arc<Metrics>,
 }
 
 /// Why the data cannot be used.
@@ -81,13 +80,13 @@ pub(super) fn open(
     config: &Config,
     data_dir: DataDir,
     identity: Identity,
-    metrics: Arc<Metrics>,
+    metrics: &Arc<Metrics>,
 ) -> Result<Opened, OpenError> {
     let wal_identity =
         wal::Identity { cluster_id: identity.cluster_id.0, member_id: identity.member_id.0 };
     let mut options = wal::Options::at(&data_dir.wal_dir(), wal_identity)?;
     options.segment_bytes = config.wal_segment_bytes;
-    options.observer = Arc::new(LogObserver { metrics: Arc::clone(&metrics) });
+    options.observer = Arc::new(LogObserver { metrics: Arc::clone(metrics) });
     let log = LogStore::open(options)?;
 
     let path = data_dir.current_state_dir();
@@ -98,7 +97,7 @@ pub(super) fn open(
     check_together(&data_dir, &log, state.applied().map_or(0, |at| at.index))?;
     let sole_voter = Arc::new(SoleVoter::new(identity.member_id.0));
     let home = Arc::new(SledHome::new(data_dir, limits::STORAGE_CACHE_BYTES));
-    Ok(Opened { log, state, home, sole_voter, metrics })
+    Ok(Opened { log, state, home, sole_voter })
 }
 
 /// Log and state must leave no hole between them, and a state must not stand beside a new log:

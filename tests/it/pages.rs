@@ -8,6 +8,7 @@ use quorate::pb::etcdserverpb::{
 };
 
 use crate::support::client::{channel, get, http_get, http_request, kv, put};
+use crate::support::cluster::{Cluster, status};
 use crate::support::server::{Launch, Place, Server, program_under_test};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -201,6 +202,12 @@ async fn metrics_of_dashboards_are_there() {
         assert_eq!(metric(at, name).await, 0.0, "{name}");
     }
     assert!(metric(at, "etcd_debugging_mvcc_total_put_size_in_bytes").await >= 10.0);
+    for name in ["os_fd_used", "os_fd_limit"] {
+        assert!(metric(at, name).await > 0.0, "{name}");
+    }
+    let unknown =
+        "etcd_server_client_requests_total{client_api_version=\"unknown\",type=\"unary\"}";
+    assert!(metric(at, unknown).await >= 2.0);
     let never = "grpc_server_handled_total{grpc_code=\"Unavailable\",grpc_method=\"Watch\",\
                  grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
     assert_eq!(metric(at, never).await, 0.0);
@@ -224,6 +231,63 @@ async fn writes_without_a_quorum_are_counted_as_failed() {
         }
     };
     tokio::time::timeout(DEADLINE, counted).await.expect("it is counted");
+}
+
+/// What `name` says once it fulfils `is_right`.
+async fn settled(endpoint: &str, name: &str, is_right: impl Fn(f64) -> bool) {
+    let asked = async {
+        loop {
+            let answer = http_get(endpoint, "/metrics").await;
+            let line = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            if line.is_some_and(|value| is_right(value.parse().expect("a number"))) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let asked = tokio::time::timeout(DEADLINE, asked).await;
+    asked.unwrap_or_else(|_| panic!("{name} does not become what it should be"));
+}
+
+/// Dashboards and alerts of etcd ask how members reach each other.
+#[tokio::test]
+async fn members_count_what_they_exchange() {
+    let mut cluster = Cluster::start(&program_under_test(), 3);
+    let (leader, endpoints) = (cluster.leader().await, cluster.endpoints());
+    let follower = (leader + 1) % 3;
+    let mut ids = Vec::new();
+    for endpoint in &endpoints {
+        let status = status(endpoint).await.expect("a member answers");
+        ids.push(status.header.expect("a status has a header").member_id);
+    }
+    let mut kv = kv(channel(&endpoints[leader], DEADLINE));
+    kv.put(put("a", "v".repeat(10_000))).await.unwrap();
+    let (at, to, from) = (&*endpoints[leader], ids[follower], ids[leader]);
+    let is_much = |bytes| bytes >= 10_000.0;
+    settled(at, &format!("etcd_network_peer_sent_bytes_total{{To=\"{to:x}\"}}"), is_much).await;
+    let received = format!("etcd_network_peer_received_bytes_total{{From=\"{from:x}\"}}");
+    settled(&endpoints[follower], &received, is_much).await;
+    let round_trips = format!("etcd_network_peer_round_trip_time_seconds_count{{To=\"{to:x}\"}}");
+    settled(at, &round_trips, |count| count > 0.0).await;
+    let pair = format!("{{Local=\"{from:x}\",Remote=\"{to:x}\"}}");
+    settled(at, &format!("etcd_network_known_peers{pair}"), |known| known == 1.0).await;
+    settled(at, &format!("etcd_network_active_peers{pair}"), |active| active == 1.0).await;
+    cluster.members[follower].kill().await;
+    settled(at, &format!("etcd_network_active_peers{pair}"), |active| active == 0.0).await;
+    settled(at, &format!("etcd_network_disconnected_peers_total{pair}"), |lost| lost >= 1.0).await;
+    let failures = format!("etcd_network_peer_sent_failures_total{{To=\"{to:x}\"}}");
+    settled(at, &failures, |failures| failures >= 1.0).await;
+}
+
+/// `--warning-apply-duration` was taken and did nothing.
+#[tokio::test]
+async fn applies_that_take_long_are_logged_and_counted() {
+    let dir = tempfile::tempdir().expect("a directory of its own");
+    let flags = ["--warning-apply-duration=1ns"];
+    let mut server = Server::launch(Launch::alone(&program_under_test(), dir.path(), &flags));
+    server.until_ready().await;
+    server.until_line("apply request took too long", DEADLINE).await;
+    assert!(metric(server.endpoint(), "etcd_server_slow_apply_total").await >= 1.0);
 }
 
 /// `--warning-unary-request-duration` was taken and did nothing.

@@ -29,8 +29,8 @@ pub(crate) struct Call {
     pub(super) encoding: Encoding,
     /// The content type to answer with, if it is more than plain gRPC.
     pub(super) content_type: Option<HeaderValue>,
-    /// Whether the release that the client says it has is text; not if it does not say.
-    is_version_text: Option<bool>,
+    /// The release that the client says it has.
+    version: Option<HeaderValue>,
     /// Whether the client wants nothing from a member that has no leader.
     pub(crate) needs_leader: bool,
     /// When nobody waits for the answer any more, if the client said so.
@@ -51,7 +51,7 @@ impl Call {
         let mut call = Call {
             encoding: Encoding::Identity,
             content_type: None,
-            is_version_text: None,
+            version: None,
             needs_leader: false,
             deadline: None,
         };
@@ -68,8 +68,7 @@ impl Call {
                     Err(problem) => malformed = Some(problem),
                 },
                 "client-api-version" => {
-                    let is_text = || std::str::from_utf8(value.as_bytes()).is_ok();
-                    call.is_version_text.get_or_insert_with(is_text);
+                    call.version.get_or_insert_with(|| value.clone());
                 }
                 // As in etcd: of several values the first counts.
                 "hasleader" if !leader_asked => {
@@ -103,13 +102,15 @@ impl Call {
         Err(Refusal { http, status, content_type: call.content_type })
     }
 
-    /// As in etcd: the release of the client is counted under a label, which must be text.
-    pub(crate) fn check_version(&self) -> Result<(), Status> {
-        if self.is_version_text == Some(false) {
-            let text = "etcdserver: invalid client api version";
-            return Err(Status::new(Code::InvalidArgument, text));
-        }
-        Ok(())
+    /// The release of the client, if it says one.
+    ///
+    /// # Errors
+    /// As in etcd: it is counted under a label, which must be text.
+    pub(crate) fn version(&self) -> Result<Option<&str>, Status> {
+        let version = self.version.as_ref().map(|version| std::str::from_utf8(version.as_bytes()));
+        version.transpose().map_err(|_| {
+            Status::new(Code::InvalidArgument, "etcdserver: invalid client api version")
+        })
     }
 }
 

@@ -389,7 +389,7 @@ async fn boot(
     let seed = Seed::new(member_options(plan, number), 1, state.revision(), on_fatal);
     let plug = Plug { net: world.net.clone(), from: number };
     let id = member_id(number);
-    let peers = Peers::new(CLUSTER_ID, id, Arc::new(plug));
+    let peers = Peers::new(CLUSTER_ID, id, Arc::new(plug), Arc::default());
     let service = PeerService::new(Arc::clone(&peers));
     let parts = NodeParts {
         log: log.clone(),
@@ -465,6 +465,7 @@ fn member_options(plan: &Plan, number: usize) -> MemberOptions {
         client_urls: vec![format!("http://member-{number}:2379")],
         request_bytes_max: limits::REQUEST_BYTES_MAX_DEFAULT,
         answer_bytes_max: plan.answer_bytes_max,
+        warning_apply_duration: Duration::from_millis(100),
         warning_unary_request_duration: limits::WARNING_UNARY_REQUEST_DEFAULT,
         txn_ops_max: limits::TXN_OPS_MAX_DEFAULT,
         lease_ttl_seconds_min: 1,
