@@ -273,6 +273,12 @@ pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// burst of 30,000 keep-alives still fits.
 pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
+/// Bytes of answers that gather while a connection is polled, before some are sent.
+pub const CORK_BYTES_MAX: usize = 64 * 1024;
+
+/// More than this in one piece is not copied to gather it: that would cost as much as to send it.
+pub const CORK_COPY_BYTES_MAX: usize = 4 * 1024;
+
 /// Calls of a connection that its client took back before they were looked at; with more it is closed.
 /// A client whose calls all ran into their deadline while the member stood still is no attack; but each
 /// may hold a head of [`HEADER_LIST_BYTES_MAX`].

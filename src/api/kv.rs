@@ -100,14 +100,28 @@ impl Api {
     /// The answer to `request` from the state as it is here, and its revision.
     async fn read(&self, request: &RangeRequest, room: Room) -> Result<(RangeAnswer, i64), Status> {
         loop {
-            let (plan, revision) = {
-                let state = self.member.state();
-                (state.range_within(request, room)?, state.revision())
+            let (found, revision) = self.read_memory(request, room)?;
+            let answer = match found {
+                Found::Answer(answer) => Some(answer),
+                // Boxed: hardly any read has to wait for the disk.
+                Found::Plan(plan) => Box::pin(self.finish(*plan)).await?,
             };
-            if let Some(answer) = self.finish(plan).await? {
+            if let Some(answer) = answer {
                 return Ok((answer, revision));
             }
         }
+    }
+
+    /// What memory holds of the answer to `request`, and the state's revision.
+    fn read_memory(&self, request: &RangeRequest, room: Room) -> Result<(Found, i64), Status> {
+        let state = self.member.state();
+        let plan = state.range_within(request, room)?;
+        let found = if plan.is_hot() {
+            Found::Answer(plan.finish(&**state.backend()).map_err(Error::from)?)
+        } else {
+            Found::Plan(Box::new(plan))
+        };
+        Ok((found, state.revision()))
     }
 
     /// The answer of `plan`: at once if all values are in memory, else off the serving thread. None
@@ -218,6 +232,14 @@ impl Api {
     fn part_bytes_max(&self) -> usize {
         self.member.options().request_bytes_max
     }
+}
+
+/// What was found in memory.
+enum Found {
+    /// All of the answer.
+    Answer(RangeAnswer),
+    /// Where to look for it.
+    Plan(Box<RangePlan>),
 }
 
 /// Goes on with a plan that is long or needs values from the disk; the state is held only for

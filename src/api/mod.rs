@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response};
 use tokio::sync::mpsc;
 
@@ -61,17 +62,28 @@ impl Api {
     }
 
     /// Answers one gRPC call.
-    pub async fn call<B: RequestBody>(&self, request: Request<B>) -> Response<Body> {
+    ///
+    /// Each call is a task of its own, and what it holds while it waits is moved several times: that
+    /// decides what a small call costs.
+    pub fn call<B: RequestBody>(
+        self: Arc<Self>,
+        request: Request<B>,
+    ) -> impl Future<Output = Response<Body>> + Send + use<B> {
         let (head, body) = request.into_parts();
         let call = match Call::read(&head, clock::now) {
             Ok(call) => call,
-            Err(refusal) => return refusal.answer(),
+            Err(refusal) => return std::future::ready(refusal.answer()).left_future(),
         };
-        let path = head.uri.path();
+        let uri = head.uri;
+        // Not an async fn: that would hold its arguments twice.
+        async move { self.serve(&call, uri.path(), body).await }.right_future()
+    }
+
+    async fn serve<B: RequestBody>(&self, call: &Call, path: &str, body: B) -> Response<Body> {
         let method = Metrics::method(path);
         self.metrics.started(method);
         let begun = clock::now();
-        let handled = pin!(self.handle(&call, method, path, body));
+        let handled = pin!(self.handle(call, method, path, body));
         let handled = self.deadlines.keep(call.deadline, handled).await;
         let handled = handled.unwrap_or_else(|passed| Err(passed.into()));
         if let Ok(Answer::Unary(_)) | Err(_) = &handled {
@@ -188,7 +200,7 @@ impl Api {
             Method::AuthDisable => self.auth_disable(message).await,
             Method::LeaseGrant => self.lease_grant(message).await,
             Method::LeaseRevoke => self.lease_revoke(message).await,
-            Method::LeaseTimeToLive => self.lease_time_to_live(message).await,
+            Method::LeaseTimeToLive => Box::pin(self.lease_time_to_live(message)).await,
             Method::LeaseLeases => self.lease_leases(message),
             Method::LeaseKeepAlive => unreachable!("opened above"),
             Method::RangeStream => {

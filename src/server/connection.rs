@@ -2,9 +2,11 @@
 //! or one of an operator, who gets pages only.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use ::http::{Request, Response, Version};
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -12,6 +14,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
+use super::cork::Corked;
 use super::http::{self as plain, Door, Pages};
 use super::listen::Connection;
 use crate::api::Api;
@@ -22,9 +25,8 @@ use crate::metrics::Metrics;
 use crate::{limits, tasks};
 
 /// What every connection of one serving thread shares.
-#[derive(Clone)]
 pub(super) struct Context {
-    api: Api,
+    api: Arc<Api>,
     pages: Pages,
     builder: auto::Builder<TokioExecutor>,
     /// For operators: HTTP/1 only.
@@ -45,20 +47,21 @@ impl Context {
         let pages = Pages { member, metrics, shard, origins };
         let builder = builder(config);
         let plain_builder = builder.clone().http1_only();
-        Context { api, pages, builder, plain_builder }
+        Context { api: Arc::new(api), pages, builder, plain_builder }
     }
 
-    async fn answer(
-        self,
+    fn answer(
+        self: &Arc<Self>,
         door: Door,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
         // As in etcd: gRPC is whatever comes over HTTP/2; but plain pages are there for all.
         if request.version() == Version::HTTP_2 && !plain::serves(request.uri().path()) {
-            Ok(self.api.call(request).await)
-        } else {
-            Ok(self.pages.answer(door, &request).await)
+            return Arc::clone(&self.api).call(request).map(Ok).left_future();
         }
+        let context = Arc::clone(self);
+        let page = async move { Ok(context.pages.answer(door, &request).await) };
+        page.boxed().right_future()
     }
 }
 
@@ -87,7 +90,7 @@ fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
 
 /// Serves what the dealer hands to this thread until the member stops.
 pub(super) async fn serve_all(
-    context: Context,
+    context: Arc<Context>,
     mut connections: mpsc::UnboundedReceiver<Connection>,
     stopped: watch::Receiver<bool>,
 ) {
@@ -99,7 +102,7 @@ pub(super) async fn serve_all(
         };
         let Some(Connection { stream, door }) = connection else { break };
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
-        tasks::spawn("connection", serve(context.clone(), stream, door, stopped.clone()));
+        tasks::spawn("connection", serve(Arc::clone(&context), stream, door, stopped.clone()));
     }
     // Answers under way go out while the runtime lives; the server ends it.
     std::future::pending().await
@@ -129,7 +132,7 @@ async fn has_begun(stream: &TcpStream) -> bool {
 }
 
 async fn serve(
-    context: Context,
+    context: Arc<Context>,
     stream: TcpStream,
     door: Door,
     mut stopped: watch::Receiver<bool>,
@@ -143,14 +146,15 @@ async fn serve(
         Door::Clients => context.builder.clone(),
         Door::Operators => context.plain_builder.clone(),
     };
-    let service = service_fn(move |request| context.clone().answer(door, request));
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let service = service_fn(move |request| context.answer(door, request));
+    let stream = Corked::new(stream);
+    let connection = builder.serve_connection(TokioIo::new(stream.clone()), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = poll_fn(|context| stream.poll_with(connection.as_mut(), context)) => ended,
         () = until_stopped(&mut stopped) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            poll_fn(|context| stream.poll_with(connection.as_mut(), context)).await
         }
     };
     if let Err(error) = ended {

@@ -29,6 +29,7 @@ use crate::raft::{Node, NodeOptions, NodeParts, PeerService, Tcp, is_new};
 use crate::{limits, tasks};
 
 mod connection;
+mod cork;
 mod http;
 mod listen;
 mod open;
@@ -356,7 +357,7 @@ impl ServingThreads<'_> {
                             ready.send(()).ok();
                         });
                     }
-                    connection::serve_all(context, connections, stopped).await;
+                    connection::serve_all(Arc::new(context), connections, stopped).await;
                 });
             });
         }

@@ -419,6 +419,7 @@ async fn boot(
     let shard = Arc::clone(&seat.shard);
     drop(tasks::spawn("deliver", seat.deliver(Arc::clone(&member))));
     let api = Api::new(Arc::clone(&member), Arc::clone(&shard), Arc::new(Metrics::new()));
+    let api = Arc::new(api);
     let services = Services { scope, peer, api };
     Ok((member, shard, log, services))
 }

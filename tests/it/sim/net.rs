@@ -91,7 +91,7 @@ pub(crate) struct Counts {
 pub(crate) struct Services {
     pub(crate) scope: Scope,
     pub(crate) peer: PeerServer<PeerService>,
-    pub(crate) api: Api,
+    pub(crate) api: Arc<Api>,
 }
 
 enum End {
@@ -543,7 +543,7 @@ fn deliver(
 
 async fn answer(services: &mut Services, request: Request<Arrivals>) -> Response<Body> {
     if !request.uri().path().starts_with("/quorate.peer.Peer/") {
-        return services.api.call(request).await.map(Body::new);
+        return Arc::clone(&services.api).call(request).await.map(Body::new);
     }
     match services.peer.call(request).await {
         Ok(response) => response,
