@@ -257,7 +257,7 @@ impl Config {
             initial_election_tick_advance: values.bool("initial-election-tick-advance"),
             pre_vote: values.bool("pre-vote"),
             strict_reconfig_check: values.bool("strict-reconfig-check"),
-            // As in etcd: 0 means the default in the next two and in the warning's duration.
+            // As in etcd: where nothing would make no sense 0 means the default.
             snapshot_count: nonzero(values.uint("snapshot-count"), SNAPSHOT_COUNT_DEFAULT),
             snapshot_catchup_entries: nonzero(
                 values.uint("snapshot-catchup-entries"),
@@ -273,18 +273,15 @@ impl Config {
             },
             grpc_keepalive_interval: values.duration("grpc-keepalive-interval"),
             grpc_keepalive_timeout: values.duration("grpc-keepalive-timeout"),
-            warning_unary_request_duration: match values.duration("warning-unary-request-duration")
-            {
-                Duration::ZERO => WARNING_UNARY_REQUEST_DEFAULT,
-                duration => duration,
-            },
+            warning_unary_request_duration: nonzero(
+                values.duration("warning-unary-request-duration"),
+                WARNING_UNARY_REQUEST_DEFAULT,
+            ),
             warning_apply_duration: values.duration("warning-apply-duration"),
-            watch_progress_notify_interval: match values.duration("watch-progress-notify-interval")
-            {
-                // As in etcd.
-                Duration::ZERO => WATCH_PROGRESS_DEFAULT,
-                duration => duration,
-            },
+            watch_progress_notify_interval: nonzero(
+                values.duration("watch-progress-notify-interval"),
+                WATCH_PROGRESS_DEFAULT,
+            ),
             log: log_settings(values)?,
             value_cache_bytes: size(values.uint("quorate-value-cache-bytes")),
             wal_segment_bytes: values.uint("quorate-wal-segment-bytes"),
@@ -433,8 +430,8 @@ fn log_settings(values: &Values) -> Result<LogSettings, ConfigError> {
     Ok(LogSettings { level: values.level("log-level"), format, outputs })
 }
 
-fn nonzero(value: u64, default: u64) -> u64 {
-    if value == 0 { default } else { value }
+fn nonzero<T: Default + PartialEq>(value: T, default: T) -> T {
+    if value == T::default() { default } else { value }
 }
 
 fn size(value: u64) -> usize {
