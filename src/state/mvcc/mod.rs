@@ -12,6 +12,7 @@
 //!
 //! - [`record`]: the bytes of one change.
 //! - [`entry`]: one key with its versions.
+//! - [`leaf`]: some entries in key order, found by tags of their keys.
 //! - [`tree`]: the ordered map of entries that knows how many live keys lie before a key.
 //! - [`ages`]: who was created when, for searches that skip what is too old or too young.
 //! - [`index`]: the tree, the pairs kept in memory, and what compaction drops.
@@ -19,5 +20,6 @@
 pub(crate) mod ages;
 pub(crate) mod entry;
 pub(crate) mod index;
+mod leaf;
 pub(crate) mod record;
 pub(crate) mod tree;

@@ -5,17 +5,14 @@
 //! subtrees of tombstones, compaction skips subtrees without garbage, eviction skips subtrees
 //! without cached pairs, and a search by age skips subtrees that are too old or too young.
 //!
-//! Leaves grow in small steps, and a split at a leaf's end leaves it full: keys that arrive in
-//! order, the usual case, fill the leaves.
+//! A split at a leaf's end leaves it full: keys that arrive in order, the usual case, fill the leaves.
 
-use std::cmp::Ordering;
 use std::ops::{AddAssign, ControlFlow};
 
 use super::ages::{Age, Ages};
 use super::entry::Entry;
+use super::leaf::{LEAF_ENTRIES_MAX, Leaf};
 
-const LEAF_ENTRIES_MAX: usize = 64;
-const LEAF_GROWTH: usize = 8;
 const CHILDREN_MAX: usize = 64;
 
 /// What a subtree holds.
@@ -87,7 +84,7 @@ pub(super) struct Tree {
 
 #[derive(Debug)]
 enum Node {
-    Leaf(Vec<Entry>),
+    Leaf(Leaf),
     Inner(Vec<Child>),
 }
 
@@ -101,7 +98,7 @@ struct Child {
 
 impl Default for Node {
     fn default() -> Self {
-        Node::Leaf(Vec::new())
+        Node::Leaf(Leaf::default())
     }
 }
 
@@ -141,7 +138,7 @@ impl Tree {
         loop {
             match node {
                 Node::Inner(children) => node = &children[child_of(children, key)].node,
-                Node::Leaf(entries) => return find(entries, key).ok().map(|at| &entries[at]),
+                Node::Leaf(leaf) => return leaf.position(key).map(|at| &leaf[at]),
             }
         }
     }
@@ -157,8 +154,8 @@ impl Tree {
                     rank += children[..at].iter().map(|child| child.summary.live).sum::<i64>();
                     node = &children[at].node;
                 }
-                Node::Leaf(entries) => {
-                    let before = &entries[..find(entries, key).unwrap_or_else(|at| at)];
+                Node::Leaf(leaf) => {
+                    let before = &leaf[..leaf.lower_bound(key)];
                     let live = before.iter().filter(|entry| entry.latest().is_live());
                     return rank + live.count() as i64;
                 }
@@ -260,7 +257,7 @@ struct Upserted<R> {
 impl Node {
     fn upsert<R>(&mut self, key: &[u8], change: impl FnOnce(&mut Entry) -> R) -> Upserted<R> {
         match self {
-            Node::Leaf(entries) => upsert_leaf(entries, key, change),
+            Node::Leaf(leaf) => upsert_leaf(leaf, key, change),
             Node::Inner(children) => {
                 let at = child_of(children, key);
                 let child = &mut children[at];
@@ -284,9 +281,8 @@ impl Node {
         visit: &mut impl FnMut(&Entry) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         match self {
-            Node::Leaf(entries) => {
-                let start = find(entries, span.start).unwrap_or_else(|at| at);
-                for entry in &entries[start..] {
+            Node::Leaf(leaf) => {
+                for entry in &leaf[leaf.lower_bound(span.start)..] {
                     if span.ends_before(entry.key()) {
                         return ControlFlow::Break(());
                     }
@@ -315,10 +311,9 @@ impl Node {
         visit: &mut impl FnMut(&Entry) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         match self {
-            Node::Leaf(entries) => {
-                let after = |end| find(entries, end).unwrap_or_else(|at| at);
-                let end = span.end.map_or(entries.len(), after);
-                for entry in entries[..end].iter().rev() {
+            Node::Leaf(leaf) => {
+                let end = span.end.map_or(leaf.len(), |end| leaf.lower_bound(end));
+                for entry in leaf[..end].iter().rev() {
                     if entry.key() < span.start {
                         return ControlFlow::Break(());
                     }
@@ -346,9 +341,8 @@ impl Node {
             best.as_ref().is_none_or(|(other, _)| score > *other)
         };
         match self {
-            Node::Leaf(entries) => {
-                let start = find(entries, span.start).unwrap_or_else(|at| at);
-                let rest = entries[start..].iter();
+            Node::Leaf(leaf) => {
+                let rest = leaf[leaf.lower_bound(span.start)..].iter();
                 let live = rest.take_while(|entry| !span.ends_before(entry.key()));
                 for entry in live.filter(|entry| entry.latest().is_live()) {
                     match age.score(entry.latest().create) {
@@ -383,7 +377,7 @@ impl Node {
         visit: &mut impl FnMut(&mut Entry) -> Sweep,
     ) -> (Summary, Option<Box<[u8]>>) {
         let stopped = match self {
-            Node::Leaf(entries) => sweep_leaf(entries, from, visit),
+            Node::Leaf(leaf) => sweep_leaf(leaf, from, visit),
             Node::Inner(children) => sweep_children(children, from, wanted, visit),
         };
         (self.sum(), stopped)
@@ -392,7 +386,7 @@ impl Node {
     fn sum(&self) -> Summary {
         let mut sum = Summary::default();
         match self {
-            Node::Leaf(entries) => entries.iter().for_each(|entry| sum += Summary::of(entry)),
+            Node::Leaf(leaf) => leaf.iter().for_each(|entry| sum += Summary::of(entry)),
             Node::Inner(children) => children.iter().for_each(|child| sum += child.summary),
         }
         sum
@@ -400,7 +394,7 @@ impl Node {
 
     fn is_empty(&self) -> bool {
         match self {
-            Node::Leaf(entries) => entries.is_empty(),
+            Node::Leaf(leaf) => leaf.is_empty(),
             Node::Inner(children) => children.is_empty(),
         }
     }
@@ -411,7 +405,6 @@ impl Node {
             (Node::Leaf(left), Node::Leaf(more))
                 if (left.len() + more.len()) * 4 <= LEAF_ENTRIES_MAX * 3 =>
             {
-                left.reserve_exact(more.len());
                 left.append(more);
                 true
             }
@@ -427,15 +420,16 @@ impl Node {
 }
 
 fn upsert_leaf<R>(
-    entries: &mut Vec<Entry>,
+    leaf: &mut Leaf,
     key: &[u8],
     change: impl FnOnce(&mut Entry) -> R,
 ) -> Upserted<R> {
-    let at = match find(entries, key) {
+    let at = match leaf.find(key) {
         Ok(at) => {
-            let before = Summary::of(&entries[at]);
-            let answer = change(&mut entries[at]);
-            let change = Change { before, after: Summary::of(&entries[at]) };
+            let entry = leaf.entry_mut(at);
+            let before = Summary::of(entry);
+            let answer = change(entry);
+            let change = Change { before, after: Summary::of(entry) };
             return Upserted { answer, change, split: None };
         }
         Err(at) => at,
@@ -443,30 +437,11 @@ fn upsert_leaf<R>(
     let mut entry = Entry::new(key);
     let answer = change(&mut entry);
     let change = Change { before: Summary::default(), after: Summary::of(&entry) };
-    let split = insert_entry(entries, at, entry);
+    let split = leaf.insert(at, entry).map(|right| {
+        let node = Node::Leaf(right);
+        Child { first: first_key(&node), summary: node.sum(), node }
+    });
     Upserted { answer, change, split }
-}
-
-fn insert_entry(entries: &mut Vec<Entry>, at: usize, entry: Entry) -> Option<Child> {
-    if entries.len() < LEAF_ENTRIES_MAX {
-        if entries.len() == entries.capacity() {
-            entries.reserve_exact(LEAF_GROWTH);
-        }
-        entries.insert(at, entry);
-        return None;
-    }
-    // A new key at the end is most likely followed by its successor: leave this leaf full.
-    let middle = if at == entries.len() { at } else { LEAF_ENTRIES_MAX / 2 };
-    let mut right = Vec::with_capacity(entries.len() - middle + LEAF_GROWTH);
-    right.extend(entries.drain(middle..));
-    if at >= middle {
-        right.insert(at - middle, entry);
-    } else {
-        entries.insert(at, entry);
-    }
-    entries.shrink_to_fit();
-    let node = Node::Leaf(right);
-    Some(Child { first: first_key(&node), summary: node.sum(), node })
 }
 
 fn insert_child(children: &mut Vec<Child>, at: usize, child: Child) -> Option<Child> {
@@ -482,13 +457,12 @@ fn insert_child(children: &mut Vec<Child>, at: usize, child: Child) -> Option<Ch
 }
 
 fn sweep_leaf(
-    entries: &mut Vec<Entry>,
+    leaf: &mut Leaf,
     from: &[u8],
     visit: &mut impl FnMut(&mut Entry) -> Sweep,
 ) -> Option<Box<[u8]>> {
-    let start = find(entries, from).unwrap_or_else(|at| at);
     let mut stopped = None;
-    let removed = entries.extract_if(start.., |entry| {
+    leaf.remove_if(leaf.lower_bound(from), |entry| {
         if stopped.is_some() {
             return false;
         }
@@ -501,9 +475,6 @@ fn sweep_leaf(
             }
         }
     });
-    if removed.count() > 0 {
-        entries.shrink_to(entries.len() + LEAF_GROWTH);
-    }
     stopped
 }
 
@@ -548,7 +519,7 @@ fn absorb_into_left(children: &mut [Child], at: usize) -> bool {
 
 fn first_key(node: &Node) -> Box<[u8]> {
     match node {
-        Node::Leaf(entries) => entries[0].key().into(),
+        Node::Leaf(leaf) => leaf[0].key().into(),
         Node::Inner(children) => children[0].first.clone(),
     }
 }
@@ -556,14 +527,6 @@ fn first_key(node: &Node) -> Box<[u8]> {
 /// The child in which `key` is, or would be.
 fn child_of(children: &[Child], key: &[u8]) -> usize {
     children[1..].partition_point(|child| *child.first <= *key)
-}
-
-fn find(entries: &[Entry], key: &[u8]) -> Result<usize, usize> {
-    // Keys that arrive in order land behind the last one.
-    if entries.last().is_some_and(|last| last.key().cmp(key) == Ordering::Less) {
-        return Err(entries.len());
-    }
-    entries.binary_search_by(|entry| entry.key().cmp(key))
 }
 
 #[cfg(test)]

@@ -17,11 +17,14 @@ fn seed() -> u64 {
 fn check(tree: &Tree) {
     fn walk(node: &Node, low: Option<&[u8]>, high: Option<&[u8]>, depth: usize) -> usize {
         match node {
-            Node::Leaf(entries) => {
-                assert!(entries.len() <= LEAF_ENTRIES_MAX);
-                assert!(entries.is_sorted_by(|a, b| a.key() < b.key()));
-                assert!(entries.iter().all(|entry| low.is_none_or(|low| low <= entry.key())));
-                assert!(entries.iter().all(|entry| high.is_none_or(|high| entry.key() < high)));
+            Node::Leaf(leaf) => {
+                assert!(leaf.len() <= LEAF_ENTRIES_MAX);
+                assert!(leaf.is_sorted_by(|a, b| a.key() < b.key()));
+                assert!(leaf.iter().all(|entry| low.is_none_or(|low| low <= entry.key())));
+                assert!(leaf.iter().all(|entry| high.is_none_or(|high| entry.key() < high)));
+                let is_found =
+                    |(at, entry): (usize, &Entry)| leaf.position(entry.key()) == Some(at);
+                assert!(leaf.iter().enumerate().all(is_found));
                 depth
             }
             Node::Inner(children) => {
