@@ -3,6 +3,7 @@
 //! The hot path touches plain counters that belong to known methods; names and labels are put
 //! together only when somebody scrapes.
 
+mod calls;
 mod client;
 mod peer;
 
@@ -15,88 +16,15 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, Histogram, HistogramOpts, Registry, TextEncoder};
 
-use self::client::Clients;
+use self::calls::Calls;
+pub use self::calls::MethodNumber;
 use self::peer::PeerFamilies;
 pub use self::peer::PeerMetrics;
-
-/// Methods counted one by one; the rest share the last counter.
-const METHODS: [(&str, &str); 32] = [
-    ("etcdserverpb.KV", "Range"),
-    ("etcdserverpb.KV", "Put"),
-    ("etcdserverpb.KV", "Txn"),
-    ("etcdserverpb.KV", "DeleteRange"),
-    ("etcdserverpb.KV", "Compact"),
-    ("etcdserverpb.Maintenance", "Status"),
-    ("etcdserverpb.Maintenance", "HashKV"),
-    ("etcdserverpb.Maintenance", "Alarm"),
-    ("etcdserverpb.Cluster", "MemberList"),
-    ("grpc.health.v1.Health", "Check"),
-    ("grpc.health.v1.Health", "Watch"),
-    ("etcdserverpb.KV", "RangeStream"),
-    ("etcdserverpb.Lease", "LeaseGrant"),
-    ("etcdserverpb.Lease", "LeaseRevoke"),
-    ("etcdserverpb.Lease", "LeaseKeepAlive"),
-    ("etcdserverpb.Lease", "LeaseTimeToLive"),
-    ("etcdserverpb.Lease", "LeaseLeases"),
-    ("etcdserverpb.Watch", "Watch"),
-    ("v3lockpb.Lock", "Lock"),
-    ("v3lockpb.Lock", "Unlock"),
-    ("v3electionpb.Election", "Campaign"),
-    ("v3electionpb.Election", "Proclaim"),
-    ("v3electionpb.Election", "Leader"),
-    ("v3electionpb.Election", "Observe"),
-    ("v3electionpb.Election", "Resign"),
-    ("etcdserverpb.Auth", "Authenticate"),
-    ("etcdserverpb.Auth", "AuthStatus"),
-    ("etcdserverpb.Auth", "AuthDisable"),
-    ("etcdserverpb.Maintenance", "Hash"),
-    ("etcdserverpb.Maintenance", "MoveLeader"),
-    ("grpc.health.v1.Health", "List"),
-    ("other", "other"),
-];
-
-/// The gRPC codes as grpc-go's metrics name them.
-const CODES_BY_NUMBER: [&str; CODES] = [
-    "OK",
-    "Canceled",
-    "Unknown",
-    "InvalidArgument",
-    "DeadlineExceeded",
-    "NotFound",
-    "AlreadyExists",
-    "PermissionDenied",
-    "ResourceExhausted",
-    "FailedPrecondition",
-    "Aborted",
-    "OutOfRange",
-    "Unimplemented",
-    "Internal",
-    "Unavailable",
-    "DataLoss",
-    "Unauthenticated",
-];
-
-const CODES: usize = 17;
-
-/// A method's place among the counters: it is looked for once a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MethodNumber(usize);
-
-/// What is counted of the calls of one method.
-#[derive(Default)]
-struct Calls {
-    started: AtomicU64,
-    received: AtomicU64,
-    sent: AtomicU64,
-    handled: [AtomicU64; CODES],
-}
 
 /// Counters and histograms of one process.
 pub struct Metrics {
     registry: Registry,
-    calls: [Calls; METHODS.len()],
-    received_bytes: AtomicU64,
-    sent_bytes: AtomicU64,
+    calls: Calls,
     /// `etcd_server_health_success` and `etcd_server_health_failures`.
     pub health_checks: [AtomicU64; 2],
     /// `etcd_server_leader_changes_seen_total`.
@@ -106,7 +34,6 @@ pub struct Metrics {
     wal_fsync: Histogram,
     backend_commit: Histogram,
     peers: PeerFamilies,
-    clients: Clients,
 }
 
 /// Values that are read from the member when somebody scrapes.
@@ -203,16 +130,13 @@ impl Metrics {
         let peers = PeerFamilies::new(&registry);
         Metrics {
             registry,
-            calls: Default::default(),
-            received_bytes: AtomicU64::new(0),
-            sent_bytes: AtomicU64::new(0),
+            calls: Calls::default(),
             health_checks: Default::default(),
             leader_changes: AtomicU64::new(0),
             wal_bytes: AtomicU64::new(0),
             wal_fsync,
             backend_commit,
             peers,
-            clients: Clients::default(),
         }
     }
 
@@ -228,42 +152,38 @@ impl Metrics {
 
     /// The place of the method at `path`; those that are not served share one.
     pub fn method(path: &str) -> MethodNumber {
-        let known = METHODS.iter().position(|(service, method)| {
-            let path = path.strip_prefix('/').and_then(|path| path.strip_prefix(service));
-            path.and_then(|path| path.strip_prefix('/')) == Some(method)
-        });
-        MethodNumber(known.unwrap_or(METHODS.len() - 1))
+        MethodNumber::of(path)
     }
 
     /// A client whose release is `version`, if it says so, made a call.
     pub fn called_by(&self, version: Option<&str>, is_stream: bool) {
-        self.clients.count(version.unwrap_or("unknown"), is_stream);
+        self.calls.here().clients.count(version.unwrap_or("unknown"), is_stream);
     }
 
     /// A call began.
     pub fn started(&self, method: MethodNumber) {
-        self.calls[method.0].started.fetch_add(1, Relaxed);
+        self.calls.of(method).started.fetch_add(1, Relaxed);
     }
 
     /// A message came in.
     pub fn received(&self, method: MethodNumber, bytes: usize) {
-        self.calls[method.0].received.fetch_add(1, Relaxed);
-        self.received_bytes.fetch_add(bytes as u64, Relaxed);
+        self.calls.of(method).received.fetch_add(1, Relaxed);
+        self.calls.here().received_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
     /// A message goes out, as soon as the client takes it.
     pub fn message_sent(&self, method: MethodNumber) {
-        self.calls[method.0].sent.fetch_add(1, Relaxed);
+        self.calls.of(method).sent.fetch_add(1, Relaxed);
     }
 
     /// Bytes of messages went out.
     pub fn bytes_sent(&self, bytes: usize) {
-        self.sent_bytes.fetch_add(bytes as u64, Relaxed);
+        self.calls.here().sent_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
     /// A call ended; `code` is the number of the gRPC code.
     pub fn handled(&self, method: MethodNumber, code: usize) {
-        self.calls[method.0].handled[code % CODES].fetch_add(1, Relaxed);
+        self.calls.of(method).handled[code % calls::CODES].fetch_add(1, Relaxed);
     }
 
     /// The log was synced.
@@ -284,12 +204,9 @@ impl Metrics {
         drop(TextEncoder::new().encode(&families, &mut encoded));
         let mut text = String::from_utf8(encoded).unwrap_or_default();
         render_descriptors(&mut text, &families);
-        self.clients.render(&mut text);
-        self.render_calls(&mut text);
+        self.calls.render(&mut text);
         render_gauges(&mut text, gauges);
         let counters = [
-            ("etcd_network_client_grpc_received_bytes_total", &self.received_bytes),
-            ("etcd_network_client_grpc_sent_bytes_total", &self.sent_bytes),
             ("etcd_server_health_success", &self.health_checks[0]),
             ("etcd_server_health_failures", &self.health_checks[1]),
             ("etcd_server_leader_changes_seen_total", &self.leader_changes),
@@ -302,47 +219,6 @@ impl Metrics {
         single(&mut text, "etcd_disk_wal_write_bytes_total", "gauge", wal_bytes);
         text
     }
-
-    fn render_calls(&self, text: &mut String) {
-        type Counter = fn(&Calls) -> &AtomicU64;
-        let counters: [(&str, Counter); 3] = [
-            ("grpc_server_started_total", |calls| &calls.started),
-            ("grpc_server_msg_received_total", |calls| &calls.received),
-            ("grpc_server_msg_sent_total", |calls| &calls.sent),
-        ];
-        for (name, counter) in counters {
-            push(text, format_args!("# TYPE {name} counter\n"));
-            for (method, calls) in METHODS.iter().zip(&self.calls) {
-                let (labels, count) = (labels(method), counter(calls).load(Relaxed));
-                push(text, format_args!("{name}{{{labels}}} {count}\n"));
-            }
-        }
-        push(text, format_args!("# TYPE grpc_server_handled_total counter\n"));
-        for (method, calls) in METHODS.iter().zip(&self.calls) {
-            let labels = labels(method);
-            // As in etcd: also those that never came, so that rates and alerts have a beginning.
-            for (code, count) in CODES_BY_NUMBER.iter().zip(&calls.handled) {
-                let count = count.load(Relaxed);
-                push(
-                    text,
-                    format_args!(
-                        "grpc_server_handled_total{{grpc_code=\"{code}\",{labels}}} {count}\n"
-                    ),
-                );
-            }
-        }
-    }
-}
-
-/// The labels of a method's counters.
-fn labels((service, method): &(&str, &str)) -> String {
-    let kind = match *method {
-        "Watch" if *service == "grpc.health.v1.Health" => "server_stream",
-        "Watch" | "LeaseKeepAlive" => "bidi_stream",
-        "Observe" | "RangeStream" => "server_stream",
-        _ => "unary",
-    };
-    format!("grpc_method=\"{method}\",grpc_service=\"{service}\",grpc_type=\"{kind}\"")
 }
 
 /// etcd tells the open file descriptors under names of its own, too.

@@ -1,5 +1,6 @@
 //! Which releases of clients call.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::RwLock;
@@ -11,7 +12,7 @@ const VERSIONS_MAX: usize = 64;
 
 const OTHER: &str = "other";
 
-/// `etcd_server_client_requests_total`.
+/// What one thread counted for `etcd_server_client_requests_total`.
 #[derive(Debug, Default)]
 pub(super) struct Clients(RwLock<Vec<Version>>);
 
@@ -47,22 +48,30 @@ impl Clients {
         });
         versions[at].count(is_stream);
     }
+}
 
-    pub(super) fn render(&self, text: &mut String) {
-        let name = "etcd_server_client_requests_total";
-        push(text, format_args!("# TYPE {name} counter\n"));
-        for version in self.0.read().iter() {
-            let label = escaped(&version.name);
-            for (kind, counter) in [("stream", &version.stream), ("unary", &version.unary)] {
-                let count = counter.load(Relaxed);
-                if count > 0 {
-                    push(
-                        text,
-                        format_args!(
-                            "{name}{{client_api_version=\"{label}\",type=\"{kind}\"}} {count}\n"
-                        ),
-                    );
-                }
+/// Appends the Prometheus text of what several threads counted.
+pub(super) fn render<'a>(all: impl Iterator<Item = &'a Clients>, text: &mut String) {
+    let mut sums = BTreeMap::<Box<str>, [u64; 2]>::new();
+    for clients in all {
+        for version in clients.0.read().iter() {
+            let sum = sums.entry(version.name.clone()).or_default();
+            sum[0] += version.stream.load(Relaxed);
+            sum[1] += version.unary.load(Relaxed);
+        }
+    }
+    let name = "etcd_server_client_requests_total";
+    push(text, format_args!("# TYPE {name} counter\n"));
+    for (version, sum) in sums {
+        let label = escaped(&version);
+        for (kind, count) in ["stream", "unary"].into_iter().zip(sum) {
+            if count > 0 {
+                push(
+                    text,
+                    format_args!(
+                        "{name}{{client_api_version=\"{label}\",type=\"{kind}\"}} {count}\n"
+                    ),
+                );
             }
         }
     }
@@ -86,20 +95,19 @@ mod tests {
         clients.count("3.7", true);
         clients.count("\"\\", false);
         let mut text = String::new();
-        clients.render(&mut text);
+        let other = Clients::default();
+        other.count("3.7", true);
+        render([&clients, &other].into_iter(), &mut text);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(
-            lines[1],
-            "etcd_server_client_requests_total{client_api_version=\"3.7\",type=\"stream\"} 1"
-        );
-        assert_eq!(
-            lines[2],
-            "etcd_server_client_requests_total{client_api_version=\"3.7\",type=\"unary\"} 3"
-        );
-        assert_eq!(
-            lines[3],
-            "etcd_server_client_requests_total{client_api_version=\"\\\"\\\\\",type=\"unary\"} 1"
-        );
+        let counted = |version: &str, kind: &str, count: u64| {
+            format!(
+                "etcd_server_client_requests_total{{client_api_version=\"{version}\",\
+                 type=\"{kind}\"}} {count}"
+            )
+        };
+        assert_eq!(lines[1], counted("\\\"\\\\", "unary", 1));
+        assert_eq!(lines[2], counted("3.7", "stream", 2));
+        assert_eq!(lines[3], counted("3.7", "unary", 3));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use prometheus::{
 };
 
 /// The counters of one other member.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PeerMetrics {
     /// `etcd_network_peer_sent_bytes_total`: bytes of gRPC messages, as they are framed.
     pub sent_bytes: IntCounter,

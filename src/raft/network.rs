@@ -66,7 +66,7 @@ pub(crate) struct PeerLink {
     peers: Arc<Peers>,
     log_floor: Arc<LogFloor>,
     target: u64,
-    meter: PeerMetrics,
+    meter: Arc<PeerMetrics>,
     channel: Option<PeerLine>,
     failures: usize,
     /// Whether the last call was answered; not known before the first.

@@ -37,7 +37,7 @@ pub struct Peers {
     member_id: u64,
     connector: Arc<dyn Connector>,
     metrics: Arc<Metrics>,
-    meters: RwLock<BTreeMap<u64, PeerMetrics>>,
+    meters: RwLock<BTreeMap<u64, Arc<PeerMetrics>>>,
     addresses: RwLock<BTreeMap<u64, Vec<String>>>,
     channels: RwLock<BTreeMap<u64, (String, PeerLine)>>,
     vote_lines: Mutex<BTreeMap<u64, VoteLine>>,
@@ -128,15 +128,15 @@ impl Peers {
     }
 
     /// The counters of `target`.
-    pub(super) fn meter(&self, target: u64) -> PeerMetrics {
+    pub(super) fn meter(&self, target: u64) -> Arc<PeerMetrics> {
         self.meter_of_known(target).unwrap_or_else(|| {
-            let meter = self.metrics.peer(self.member_id, target);
-            self.meters.write().entry(target).or_insert(meter).clone()
+            let meter = Arc::new(self.metrics.peer(self.member_id, target));
+            Arc::clone(self.meters.write().entry(target).or_insert(meter))
         })
     }
 
     /// The counters of `member`, if it is in the membership or was ever asked something.
-    pub(super) fn meter_of_known(&self, member: u64) -> Option<PeerMetrics> {
+    pub(super) fn meter_of_known(&self, member: u64) -> Option<Arc<PeerMetrics>> {
         self.meters.read().get(&member).cloned()
     }
 

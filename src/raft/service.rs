@@ -83,7 +83,7 @@ impl Peer for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let (sender, running) = self.check(&request)?;
         // A broken stream ends the session; the leader opens another.
-        let broken = self.peers.meter(sender).received_failures;
+        let broken = self.peers.meter(sender).received_failures.clone();
         let from = (request.into_inner(), Arc::clone(&running.node), broken, true);
         let requests =
             stream::unfold(from, move |(mut messages, node, broken, is_first)| async move {

@@ -60,11 +60,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
 #[derive(Clone)]
 pub(crate) struct PeerLine {
     line: Line,
-    meter: PeerMetrics,
+    meter: Arc<PeerMetrics>,
 }
 
 impl PeerLine {
-    pub(super) fn new(line: Line, meter: PeerMetrics) -> Self {
+    pub(super) fn new(line: Line, meter: Arc<PeerMetrics>) -> Self {
         PeerLine { line, meter }
     }
 }
@@ -128,7 +128,7 @@ where
         let from = from.and_then(|id| u64::from_str_radix(id, 16).ok());
         let meter = from.and_then(|from| self.peers.meter_of_known(from));
         let (sent, received) = match meter {
-            Some(meter) => (Some(meter.sent_bytes), Some(meter.received_bytes)),
+            Some(meter) => (Some(meter.sent_bytes.clone()), Some(meter.received_bytes.clone())),
             None => (None, None),
         };
         let request = request.map(|body| Counted::new(body, received));
