@@ -5,7 +5,7 @@
 
 use super::values::Kind;
 use super::values::Kind::{
-    Bool, Duration, FeatureGates, Int, Level, Nothing, OneOf, Text, Uint, Uint32, Urls,
+    Bool, Duration, FeatureGates, Int, Level, Nothing, OneOf, OneOfTold, Text, Uint, Uint32, Urls,
 };
 
 /// One flag.
@@ -275,7 +275,7 @@ const PAST: &[Flag] = &[
     past("experimental-set-member-localaddr", Bool, Later),
     past("experimental-enable-v2v3", Text, Inert("the v2 API is gone since etcd 3.6")),
     past("enable-v2", Bool, Inert("the v2 API is gone since etcd 3.6")),
-    past("v2-deprecation", Text, Inert("the v2 store is gone")),
+    flag("v2-deprecation", OneOfTold(&["write-only", "write-only-drop-data", "gone"]), "write-only", Inert("the v2 store is gone"), ""),
     past("proxy", Text, PROXY),
     past("proxy-failure-wait", Uint, PROXY),
     past("proxy-refresh-interval", Uint, PROXY),

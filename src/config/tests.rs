@@ -88,6 +88,11 @@ fn go_syntax_is_followed() {
             "invalid value \"bogus\" for flag -initial-cluster-state: invalid value",
         ),
         (
+            "--v2-deprecation=not-yet",
+            2,
+            "invalid value \"not-yet\" for flag -v2-deprecation: invalid value \"not-yet\"",
+        ),
+        (
             "--listen-client-urls=http://127.0.0.1",
             2,
             "invalid value \"http://127.0.0.1\" for flag -listen-client-urls: URL address does not \

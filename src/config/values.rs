@@ -26,6 +26,8 @@ pub(super) enum Kind {
     Urls,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// One of these words; as in etcd, where two types do the same, the refusal says the wrong one twice.
+    OneOfTold(&'static [&'static str]),
     /// A log level.
     Level,
     /// `Gate=true,Other=false` with known gates only.
@@ -67,6 +69,8 @@ pub(super) enum ValueError {
     Negative,
     #[error("invalid value")]
     NoSuchWord,
+    #[error("invalid value {0:?}")]
+    NoSuchWordTold(String),
     #[error("unrecognized level: {0:?}")]
     Level(String),
     #[error("missing bool value for {0}")]
@@ -109,8 +113,11 @@ pub(super) fn parse(kind: Kind, text: &str) -> Result<Value, ValueError> {
         // As in etcd: an empty list leaves the default in place, see `Values::urls`.
         Kind::Urls if text.is_empty() => Value::Urls(Vec::new()),
         Kind::Urls => Value::Urls(Url::parse_list(text)?),
-        Kind::OneOf(words) if words.contains(&text) => Value::Text(text.to_owned()),
+        Kind::OneOf(words) | Kind::OneOfTold(words) if words.contains(&text) => {
+            Value::Text(text.to_owned())
+        }
         Kind::OneOf(_) => return Err(ValueError::NoSuchWord),
+        Kind::OneOfTold(_) => return Err(ValueError::NoSuchWordTold(text.to_owned())),
         Kind::Level => Value::Level(text.parse().map_err(|()| ValueError::Level(text.to_owned()))?),
         Kind::FeatureGates => {
             check_feature_gates(text)?;
