@@ -62,6 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
         let polled = connection.poll(context);
         let mut inner = self.0.lock();
         if let Poll::Ready(Err(error)) = inner.poll_send(context) {
+            inner.release();
             inner.failed = Some(error);
             context.waker().wake_by_ref();
         }
@@ -95,6 +96,11 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
     fn hold(&mut self, pieces: &[IoSlice<'_>]) {
         if self.held.capacity() == 0 {
             self.held = SPARE.with_borrow_mut(std::mem::take);
+        }
+        if self.taken > limits::CORK_BYTES_MAX {
+            // The stream takes some all the time, but never all.
+            self.held.drain(..self.taken);
+            self.taken = 0;
         }
         pieces.iter().for_each(|piece| self.held.extend_from_slice(piece));
     }
@@ -303,6 +309,23 @@ mod tests {
             .await;
             assert!(driver.0.lock().stream.taken == written);
         }
+    }
+
+    /// A client that always leaves something unread made what was sent long ago stay in memory.
+    #[tokio::test]
+    async fn what_was_sent_is_not_held() {
+        let narrow = Narrow { bytes_max: 900, refuses_every: 2, ..Narrow::default() };
+        let mut corked = Corked::new(narrow);
+        let driver = corked.clone();
+        driven(&driver, async {
+            corked.write_all(&[7; 30_000]).await.unwrap();
+            for _ in 0..2000 {
+                corked.write_all(&[7; 1000]).await.unwrap();
+                tokio::task::yield_now().await;
+                assert!(driver.0.lock().held.len() <= 3 * limits::CORK_BYTES_MAX);
+            }
+        })
+        .await;
     }
 
     #[tokio::test]
